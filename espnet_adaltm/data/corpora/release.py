@@ -1,0 +1,53 @@
+"""Recordings of a corpus release, looked up by their stem."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from espnet_adaltm.errors import UserError
+
+# What libsndfile reads; earlier ones win where a recording is present twice.
+AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3")
+
+
+def index_audio(folder: Path) -> dict[str, Path]:
+    """Map the stem of every audio file directly in ``folder`` to its path.
+
+    Raises:
+        UserError: The folder is missing.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not a folder: give the root of the unpacked release")
+    rank = {suffix: number for number, suffix in enumerate(AUDIO_SUFFIXES)}
+    files = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in rank]
+    files.sort(key=lambda path: rank[path.suffix.lower()], reverse=True)
+    return {path.stem: path for path in files}
+
+
+def split_speakers(
+    present: Iterable[str], dev: Sequence[str], test: Sequence[str], what: str
+) -> dict[str, str]:
+    """Map every speaker to train, dev or test.
+
+    Args:
+        present: Speakers of the release.
+        dev: Speakers held out for development.
+        test: Speakers held out for the test.
+        what: What a speaker is called in this corpus, for errors.
+
+    Raises:
+        UserError: A held-out speaker is absent or in both sets, or nobody is left for training.
+    """
+    present = sorted(set(present))
+    for name in (*dev, *test):
+        if name not in present:
+            raise UserError(
+                f"held-out {what} {name} is not in the release (it has {', '.join(present)}): "
+                f"unpack all of it, or choose with --dev_{what}s and --test_{what}s"
+            )
+    both = set(dev) & set(test)
+    if both:
+        raise UserError(f"{what} {', '.join(sorted(both))} is in both dev and test: choose one")
+    sets = {name: "dev" if name in dev else "test" if name in test else "train" for name in present}
+    if "train" not in sets.values():
+        raise UserError(f"every {what} is held out: nobody is left for train")
+    return sets
