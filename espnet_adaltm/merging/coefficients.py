@@ -1,0 +1,139 @@
+"""How much of each task vector is added at each depth: the lambdas."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from espnet_adaltm.errors import UserError
+from espnet_adaltm.merging.groups import GRANULARITIES
+
+CONSTRAINTS = ("none", "clamp", "sigmoid", "tanh", "softmax")
+Init = float | Mapping[str, float]
+
+
+class Coefficients(nn.Module):
+    """One scalar per task and group; AdaLTM's are block-wise, unconstrained and start at 0.5.
+
+    With r the stored values, lambda is
+
+    - ``none``: r
+    - ``clamp``: min(max(r, 0), 1); the gradient is exactly zero outside [0, 1] (trap T7)
+    - ``sigmoid``: 1 / (1 + exp(-r))
+    - ``tanh``: tanh(r) (SuperMerge's)
+    - ``softmax``: softmax of r over the tasks, so that they sum to one in every group
+
+    Args:
+        tasks: Names of the task vectors, length K; none for the base alone.
+        groups: Names of the groups, length G (`merging.groups.group_names`).
+        granularity: What ``groups`` stand for: ``global``, ``block``, ``module`` or ``tensor``.
+        init: First value of lambda, one number or one per task.
+        constraint: One of `CONSTRAINTS`.
+        trainable: False keeps lambda where it is.
+
+    Attributes:
+        raw: The stored values r, float32 parameter, shape [K, G].
+
+    Raises:
+        UserError: Unknown option, or a first value that the constraint cannot take.
+    """
+
+    def __init__(
+        self,
+        tasks: Sequence[str],
+        groups: Sequence[str],
+        granularity: str = "block",
+        init: Init = 0.5,
+        constraint: str = "none",
+        trainable: bool = True,
+    ) -> None:
+        super().__init__()
+        _check_choice("granularity", granularity, GRANULARITIES)
+        _check_choice("constraint", constraint, CONSTRAINTS)
+        if len(set(tasks)) != len(tasks):
+            raise UserError(f"tasks {list(tasks)}: each may be named once")
+        self.tasks = tuple(tasks)
+        self.groups = tuple(groups)
+        self.granularity = granularity
+        self.constraint = constraint
+        start = _inverse(constraint, self.tasks, initial_values(self.tasks, init))
+        values = torch.tensor(start, dtype=torch.float32).reshape(len(self.tasks), 1)
+        self.raw = nn.Parameter(
+            values.repeat(1, len(self.groups)), requires_grad=trainable and len(self.tasks) > 0
+        )
+
+    def forward(self) -> Tensor:
+        """Return lambda, shape [K, G]."""
+        if self.constraint == "clamp":
+            return self.raw.clamp(0.0, 1.0)
+        if self.constraint == "sigmoid":
+            return self.raw.sigmoid()
+        if self.constraint == "tanh":
+            return self.raw.tanh()
+        if self.constraint == "softmax":
+            return self.raw.softmax(0)
+        return self.raw
+
+    def table(self) -> list[list[float]]:
+        """Return lambda as plain numbers, [K][G], for ``coefficients.json``."""
+        return self().detach().cpu().tolist()
+
+    def extra_repr(self) -> str:
+        """Describe the module in a model summary."""
+        return (
+            f"tasks={list(self.tasks)}, groups={len(self.groups)}, "
+            f"granularity={self.granularity}, constraint={self.constraint}"
+        )
+
+
+def _check_choice(what: str, value: str, allowed: Sequence[str]) -> None:
+    if value not in allowed:
+        raise UserError(f"{what} {value!r} is unknown: choose one of {', '.join(allowed)}")
+
+
+def initial_values(tasks: Sequence[str], init: Init) -> list[float]:
+    """Spread ``init``, a number or one number per task, over the tasks.
+
+    Raises:
+        UserError: A task without a value, a value without a task, or not a finite number.
+    """
+    if isinstance(init, Mapping):
+        if set(init) != set(tasks):
+            raise UserError(
+                f"init names the tasks {sorted(init)}, the merge has {sorted(tasks)}: "
+                "give one number for each"
+            )
+        values = [init[task] for task in tasks]
+    else:
+        values = [init] * len(tasks)
+    for value in values:
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise UserError(f"init {value!r} is not a number")
+        if not math.isfinite(value):
+            raise UserError(f"init {value!r} is not finite")
+    return [float(value) for value in values]
+
+
+def _inverse(constraint: str, tasks: Sequence[str], values: list[float]) -> list[float]:
+    """Return the stored values that the constraint maps to ``values``."""
+    if constraint == "none" or not values:
+        return values
+    if constraint == "softmax":
+        if min(values) <= 0 or abs(sum(values) - 1) > 1e-6:
+            raise UserError(
+                f"init {dict(zip(tasks, values))} cannot be reached with constraint softmax: "
+                "give every task a positive share; they must sum to 1"
+            )
+        return [math.log(value) for value in values]
+    low, closed = (-1.0 if constraint == "tanh" else 0.0), constraint == "clamp"
+    for task, value in zip(tasks, values):
+        if not (low <= value <= 1 if closed else low < value < 1):
+            brackets = "[]" if closed else "()"
+            raise UserError(
+                f"init {value} of {task} cannot be reached with constraint {constraint}: "
+                f"choose it in {brackets[0]}{low:g}, 1{brackets[1]}"
+            )
+    if constraint == "sigmoid":
+        return [math.log(value / (1 - value)) for value in values]
+    return [math.atanh(value) for value in values] if constraint == "tanh" else values

@@ -1,0 +1,92 @@
+"""Coefficients: values, gradients and counts in closed form."""
+
+import math
+
+import pytest
+import torch
+
+from espnet_adaltm.errors import UserError
+from espnet_adaltm.merging.coefficients import CONSTRAINTS, Coefficients
+
+GROUPS = ["block0", "block1", "block2"]
+TASKS = ["asr", "ser"]
+
+
+@pytest.mark.parametrize("constraint", CONSTRAINTS)
+def test_every_constraint_starts_at_the_asked_value(constraint):
+    init = {"asr": 0.3, "ser": 0.7}
+    values = Coefficients(TASKS, GROUPS, init=init, constraint=constraint)()
+    torch.testing.assert_close(values, torch.tensor([[0.3] * 3, [0.7] * 3]))
+
+
+def test_default_is_half_everywhere_and_learned():
+    coefficients = Coefficients(TASKS, GROUPS)
+    assert coefficients.table() == [[0.5] * 3] * 2
+    assert [p.numel() for p in coefficients.parameters() if p.requires_grad] == [6]
+
+
+def with_raw(constraint, raw):
+    coefficients = Coefficients(["asr"], GROUPS, constraint=constraint)
+    with torch.no_grad():
+        coefficients.raw.copy_(torch.tensor([raw]))
+    values = coefficients()
+    values.sum().backward()
+    return values[0].tolist(), coefficients.raw.grad[0].tolist()
+
+
+def test_clamp_has_zero_gradient_outside():
+    values, gradient = with_raw("clamp", [-0.5, 0.25, 1.5])
+    assert values == [0.0, 0.25, 1.0]
+    assert gradient == [0.0, 1.0, 0.0]
+
+
+def test_sigmoid_and_tanh_and_none():
+    raw = [-1.0, 0.0, 2.0]
+    sigmoid = [1 / (1 + math.exp(-r)) for r in raw]
+    values, gradient = with_raw("sigmoid", raw)
+    assert values == pytest.approx(sigmoid, rel=1e-6)
+    assert gradient == pytest.approx([s * (1 - s) for s in sigmoid], rel=1e-6)
+    values, gradient = with_raw("tanh", raw)
+    assert values == pytest.approx([math.tanh(r) for r in raw], rel=1e-6)
+    assert gradient == pytest.approx([1 - math.tanh(r) ** 2 for r in raw], rel=1e-5)
+    assert with_raw("none", raw) == (raw, [1.0, 1.0, 1.0])
+
+
+def test_softmax_sums_to_one_over_tasks():
+    coefficients = Coefficients(TASKS, GROUPS, constraint="softmax")
+    with torch.no_grad():
+        coefficients.raw.copy_(torch.randn(2, 3))
+    torch.testing.assert_close(coefficients().sum(0), torch.ones(3))
+
+
+def test_fixed_and_empty_coefficients_have_nothing_to_learn():
+    assert not Coefficients(TASKS, GROUPS, trainable=False).raw.requires_grad
+    empty = Coefficients([], GROUPS)
+    assert empty().shape == (0, 3)
+    assert not empty.raw.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"granularity": "layer"}, "granularity 'layer' is unknown"),
+        ({"constraint": "relu"}, "constraint 'relu' is unknown"),
+        ({"init": {"asr": 1.0}}, "init names the tasks"),
+        ({"init": {"asr": 1.0, "ser": 0.1, "sid": 0.1}}, "init names the tasks"),
+        ({"init": math.nan}, "not finite"),
+        ({"init": True}, "not a number"),
+        ({"init": "half"}, "not a number"),
+        ({"init": 1.0, "constraint": "sigmoid"}, r"cannot be reached .* \(0, 1\)"),
+        ({"init": -1.0, "constraint": "tanh"}, r"cannot be reached .* \(-1, 1\)"),
+        ({"init": 1.2, "constraint": "clamp"}, r"cannot be reached .* \[0, 1\]"),
+        ({"init": 0.3, "constraint": "softmax"}, "must sum to 1"),
+    ],
+)
+def test_mistakes_are_told(options, message):
+    with pytest.raises(UserError, match=message):
+        Coefficients(TASKS, GROUPS, **options)
+
+
+def test_a_task_named_twice_is_refused():
+    with pytest.raises(UserError, match="named once"):
+        Coefficients(["asr", "asr"], GROUPS)
