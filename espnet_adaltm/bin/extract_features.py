@@ -1,0 +1,49 @@
+"""Store the CNN front end's output of a dump directory.
+
+    python -m espnet_adaltm.bin.extract_features --base exp/base_tiny --dump dump/train
+
+Writes feats.ark, feats.scp and feats_shape; by default into <base>/feats/<name of the dump folder>.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from espnet_adaltm.backbone.features import extract_features
+from espnet_adaltm.backbone.loading import load_encoder
+from espnet_adaltm.bin import cli
+from espnet_adaltm.errors import UserError
+
+
+def get_parser() -> argparse.ArgumentParser:
+    """Describe the command line."""
+    parser = cli.parser(__doc__)
+    parser.add_argument("--base", type=Path, required=True, help="folder of the base encoder")
+    parser.add_argument("--dump", type=Path, required=True, help="dump/<set>")
+    parser.add_argument("--out", type=Path, help="folder to write (default: <base>/feats/<set>)")
+    parser.add_argument("--batch_seconds", type=float, default=60.0, help="audio in one batch")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    return parser
+
+
+def extract(args: argparse.Namespace) -> None:
+    """Extract one set."""
+    if args.batch_seconds <= 0:
+        raise UserError(f"--batch_seconds {args.batch_seconds:g} must be positive")
+    if args.device.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError("--device cuda: no GPU is visible; use --device cpu")
+    encoder = load_encoder(args.base).to(args.device)
+    out = args.out or args.base / "feats" / args.dump.name
+    count = extract_features(encoder, args.dump, out, args.batch_seconds)
+    print(f"{out}: {count} utterances")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line."""
+    cli.run(extract, get_parser(), argv)
+
+
+if __name__ == "__main__":
+    main()
