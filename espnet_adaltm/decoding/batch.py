@@ -1,0 +1,222 @@
+"""Batched inference over a prepared data set, the same numbers whatever the batch size."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from espnet_adaltm.backbone.arks import SAMPLE_RATE, Waveforms
+from espnet_adaltm.backbone.features import make_batches
+from espnet_adaltm.data.labels import Labels
+from espnet_adaltm.decoding.systems import SpeechSystem
+from espnet_adaltm.errors import UserError
+from espnet_adaltm.files import Pathlike, require
+from espnet_adaltm.kaldi import read_scp, write_scp
+from espnet_adaltm.progress import progress
+
+OUTPUTS = ("utt2prob", "utt2emo", "text")
+_LOADERS = 2
+
+Array = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The utterances of a set and how to read them.
+
+    Attributes:
+        lengths: Utterance to samples or frames, in the order of the set.
+        load: Utterance to samples [N] or features [T, C], float32.
+        per_second: Samples or frames in a second.
+    """
+
+    lengths: Mapping[str, int]
+    load: Callable[[str], Array]
+    per_second: float
+
+
+def raw_inputs(dump: Pathlike) -> Inputs:
+    """Waveforms of ``dump/<set>``.
+
+    Raises:
+        UserError: A file is missing, or an utterance has no length.
+    """
+    waveforms = Waveforms(dump)
+    lengths = _lengths(Path(dump) / "utt2num_samples", waveforms, "stage `audio`")
+    return Inputs(lengths, waveforms.__getitem__, SAMPLE_RATE)
+
+
+def feature_inputs(dump: Pathlike, feats: Pathlike, hop: int) -> Inputs:
+    """Stored CNN features of the utterances of ``dump/<set>``.
+
+    Args:
+        dump: The set; its ``wav.scp`` says which utterances there are.
+        feats: Folder with ``feats.scp`` and ``feats_shape`` of the same set.
+        hop: Samples from one frame to the next.
+
+    Raises:
+        UserError: A file is missing, or an utterance has no features.
+    """
+    feats = Path(feats)
+    stage = "stage `base` with --feats_type extracted"
+    utterances = read_scp(require(Path(dump) / "wav.scp", "stage `audio`"))
+    sources = read_scp(require(feats / "feats.scp", stage))
+    _check_covered(utterances, sources, feats / "feats.scp", stage)
+    lengths = _lengths(feats / "feats_shape", utterances, stage)
+
+    def load(utt: str) -> Array:
+        import kaldiio
+
+        try:
+            return np.asarray(kaldiio.load_mat(sources[utt]), dtype=np.float32)
+        except (OSError, ValueError, AssertionError) as error:
+            raise UserError(
+                f"{feats / 'feats.scp'}: {utt!r} cannot be read ({error}): run {stage} again"
+            ) from error
+
+    return Inputs(lengths, load, SAMPLE_RATE / hop)
+
+
+def _lengths(path: Path, utterances: Iterable[str], stage: str) -> dict[str, int]:
+    values = read_scp(require(path, stage))
+    utterances = list(utterances)
+    _check_covered(utterances, values, path, stage)
+    try:
+        # ESPnet's shape files may hold `frames,width`.
+        return {utt: int(values[utt].split(",")[0]) for utt in utterances}
+    except ValueError as error:
+        raise UserError(
+            f"{path} holds something else than a length ({error}): run {stage}"
+        ) from error
+
+
+def _check_covered(
+    utterances: Iterable[str], found: Mapping[str, str], path: Path, stage: str
+) -> None:
+    missing = [utt for utt in utterances if utt not in found]
+    if missing:
+        raise UserError(
+            f"{path} lacks {len(missing)} utterance(s), the first is {missing[0]!r}: run {stage} "
+            "again"
+        )
+
+
+def pad(arrays: Sequence[Array], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Stack arrays [N_i, ...] to [B, max N, ...] with zeros behind, and their lengths [B]."""
+    tensors = [torch.from_numpy(np.ascontiguousarray(array)) for array in arrays]
+    lengths = torch.tensor([len(tensor) for tensor in tensors])
+    padded = torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True)
+    return padded.to(device), lengths.to(device)
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """Outputs by utterance, in the order of the set; a part that a system lacks is empty."""
+
+    probabilities: dict[str, list[float]]
+    texts: dict[str, str]
+
+
+def decode(
+    system: SpeechSystem,
+    inputs: Inputs,
+    *,
+    batch_seconds: float = 40.0,
+    device: torch.device | str = "cpu",
+) -> Decoded:
+    """Run ``system`` over all utterances.
+
+    Args:
+        system: The loaded system.
+        inputs: What to read.
+        batch_seconds: Largest padded duration of a batch; it changes speed and memory only.
+        device: Where to compute.
+
+    Raises:
+        UserError: Unreadable input, an utterance without a sample, or an output that is not finite.
+    """
+    device = torch.device(device)
+    system = system.to(device)
+    batches = make_batches(inputs.lengths, int(batch_seconds * inputs.per_second))
+    probabilities: dict[str, list[float]] = {}
+    texts: dict[str, str] = {}
+    results = _run(system, inputs, batches, device)
+    for utt, row, text in progress(results, "decode", total=len(inputs.lengths)):
+        if row is not None:
+            probabilities[utt] = row
+        if text is not None:
+            texts[utt] = text
+    return Decoded(_ordered(probabilities, inputs), _ordered(texts, inputs))
+
+
+def _ordered(found: Mapping[str, object], inputs: Inputs) -> dict:
+    return {utt: found[utt] for utt in inputs.lengths} if found else {}
+
+
+def _run(
+    system: SpeechSystem, inputs: Inputs, batches: Sequence[list[str]], device: torch.device
+) -> Iterator[tuple[str, list[float] | None, str | None]]:
+    for batch, arrays in _prefetch(inputs, batches):
+        output = system(*pad(arrays, device))
+        for index, utt in enumerate(batch):
+            row = None if output.probabilities is None else output.probabilities[index].tolist()
+            if row is not None and not np.isfinite(row).all():
+                raise UserError(
+                    f"utterance {utt!r}: the emotion probabilities are not finite: the training "
+                    "diverged, or the audio is damaged"
+                )
+            yield utt, row, None if output.texts is None else output.texts[index]
+
+
+def _prefetch(
+    inputs: Inputs, batches: Sequence[list[str]]
+) -> Iterator[tuple[list[str], list[Array]]]:
+    """Yield batches with their arrays; the next batch is read while this one is computed."""
+
+    def checked(utt: str) -> Array:
+        array = inputs.load(utt)
+        if len(array) == 0:
+            raise UserError(f"utterance {utt!r} has no samples: remove it from the set")
+        return array
+
+    with ThreadPoolExecutor(_LOADERS) as pool:
+        waiting: list[tuple[list[str], list]] = []
+        for batch in chain(batches, [None]):
+            if batch is not None:
+                waiting.append((batch, [pool.submit(checked, utt) for utt in batch]))
+            if waiting and (batch is None or len(waiting) > 1):
+                ready, futures = waiting.pop(0)
+                yield ready, [future.result() for future in futures]
+
+
+def write_outputs(folder: Pathlike, decoded: Decoded, labels: Labels) -> list[Path]:
+    """Write ``utt2prob``, ``utt2emo`` and ``text``, whichever there are, each atomically.
+
+    One that an earlier run left and this one doesn't make is removed.
+
+    Args:
+        folder: ``<system>/decode/<set>``.
+        decoded: What to write.
+        labels: The order of the probabilities.
+    """
+    folder = Path(folder)
+    rows = decoded.probabilities
+    names = labels.labels
+    contents = {
+        "utt2prob": {utt: " ".join(f"{p:.6f}" for p in row) for utt, row in rows.items()},
+        "utt2emo": {utt: names[int(np.argmax(row))] for utt, row in rows.items()},
+        "text": decoded.texts,
+    }
+    written = []
+    for name in OUTPUTS:
+        if contents[name]:
+            write_scp(folder / name, contents[name])
+            written.append(folder / name)
+        else:
+            (folder / name).unlink(missing_ok=True)
+    return written

@@ -1,0 +1,131 @@
+"""Which pictures a set of systems can have, drawn from the files that their stages left."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from espnet_adaltm.errors import UserError
+from espnet_adaltm.files import read_json
+from espnet_adaltm.scoring import plots
+from espnet_adaltm.scoring.aggregate import SetScores, System
+from espnet_adaltm.scoring.statistics import Seeds, interval
+
+_MOVED = 1e-6
+
+
+def draw_all(
+    folder: Path,
+    systems: Sequence[System],
+    scores: Sequence[SetScores],
+    labels: Sequence[str],
+    task_vectors: Path | None,
+) -> dict[str, Path]:
+    """Draw everything there are data for.
+
+    Args:
+        folder: Where the PNG files go.
+        systems: In the order of the tables.
+        scores: One per test set.
+        labels: The ordered label list.
+        task_vectors: Folder with ``similarity.json``, or None.
+
+    Returns:
+        Caption to file, in the order to show them.
+    """
+    found: dict[str, Path | None] = {}
+    for score in scores:
+        found |= _trade_off(folder, systems, score)
+    for system in systems:
+        found |= _coefficients(folder, system)
+    if task_vectors is not None:
+        found |= _task_vectors(folder, task_vectors)
+    for score in scores:
+        for name, counts in score.confusions.items():
+            title = f"{name} on {score.reference.name}{_seeds(systems, name)}"
+            path = folder / f"confusion_{name}_{score.reference.name}.png"
+            found[f"confusion of {title}"] = plots.confusion(path, title, labels, counts)
+    for system in systems:
+        found |= _curves(folder, system)
+    return {caption: path for caption, path in found.items() if path is not None}
+
+
+def _seeds(systems: Sequence[System], name: str) -> str:
+    count = next(len(system.folders) for system in systems if system.name == name)
+    return f", {count} seeds together" if count > 1 else ""
+
+
+def _trade_off(folder: Path, systems: Sequence[System], scores: SetScores) -> dict[str, Path]:
+    rates, values = scores.get("wer"), scores.get("macro_f1")
+    points = [
+        plots.Point(system.name, _triple(rates[system.name]), _triple(values[system.name]))
+        for system in systems
+        if system.name in rates and system.name in values
+    ]
+    if len(points) < 2:
+        return {}
+    title = f"Emotion against words on {scores.reference.name}"
+    path = folder / f"trade_off_{scores.reference.name}.png"
+    return {title: plots.trade_off(path, title, points)}
+
+
+def _triple(seeds: Seeds) -> tuple[float, float, float]:
+    return (seeds.mean, *interval(seeds.pooled()))
+
+
+def _coefficients(folder: Path, system: System) -> dict[str, Path]:
+    """Learned coefficients only: fixed ones are no picture."""
+    tables = [read_json(path) for path in _files(system, "coefficients.json")]
+    tables = [table for table in tables if _learned(table)]
+    if not tables:
+        return {}
+    first = tables[0]
+    if any((t["tasks"], t["groups"]) != (first["tasks"], first["groups"]) for t in tables):
+        raise UserError(
+            f"the seeds of {system.name} have different tasks or groups: train them again"
+        )
+    axes = (system.name, first["tasks"], first["groups"])
+    final = np.array([table["final"] for table in tables])
+    path = folder / f"coefficients_{system.name}.png"
+    found = {f"coefficients of {system.name}": plots.final_coefficients(path, *axes, final)}
+    if len(first["epochs"]) > 1:
+        path = folder / f"coefficients_{system.name}_epochs.png"
+        several = ", first seed" if len(tables) > 1 else ""
+        found[f"coefficients of {system.name} while training"] = plots.coefficient_history(
+            path, f"{system.name}{several}", *axes[1:], np.array(first["epochs"])
+        )
+    return found
+
+
+def _learned(table: dict[str, Any]) -> bool:
+    epochs, final = (np.array(table.get(key, []), dtype=float) for key in ("epochs", "final"))
+    moved = epochs.size > 0 and float(np.ptp(epochs, axis=0).max()) > _MOVED
+    return moved or (final.size > 0 and float(np.ptp(final, axis=-1).max()) > _MOVED)
+
+
+def _task_vectors(folder: Path, source: Path) -> dict[str, Path]:
+    path = source / "similarity.json"
+    if not path.exists():
+        logging.info("%s does not exist: no picture of the task vectors", path)
+        return {}
+    report = read_json(path)
+    picture = plots.task_vectors(
+        folder / "task_vectors.png", report["blocks"], report["relative_norm"], report["cosine"]
+    )
+    return {"task vectors by block": picture}
+
+
+def _curves(folder: Path, system: System) -> dict[str, Path | None]:
+    histories = _files(system, "history.json")
+    if not histories:
+        return {}
+    title = f"training of {system.name}"
+    path = folder / f"training_{system.name}.png"
+    return {title: plots.training_curves(path, title, read_json(histories[0]))}
+
+
+def _files(system: System, name: str) -> list[Path]:
+    paths = [folder / name for folder in system.folders.values()]
+    return [path for path in paths if path.exists()]

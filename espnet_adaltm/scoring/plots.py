@@ -1,0 +1,276 @@
+"""Pictures of results: coefficients, confusions, task vectors, training curves, SER against WER.
+
+Every function writes one PNG atomically. Colours are Okabe and Ito's, told apart by colour-blind
+readers too; matplotlib is imported on first use and draws without a display.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from espnet_adaltm.files import atomic_open
+from espnet_adaltm.scoring.metrics import FloatArray, IntArray
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = "osD^vP*X<>"
+_MOST_TICKS = 26
+_LEAST_SPAN = 0.1  # of a coefficient axis, so that noise doesn't look like structure
+
+
+def _figure(width: float, height: float, **layout: Any) -> tuple[Any, Any]:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot.subplots(figsize=(width, height), layout="constrained", **layout)
+
+
+def _save(figure: Any, path: Path) -> Path:
+    from matplotlib import pyplot
+
+    # No software version in the file: equal numbers give equal bytes.
+    with atomic_open(path, "wb") as handle:
+        figure.savefig(handle, format="png", dpi=120, metadata={"Software": None})
+    pyplot.close(figure)
+    return path
+
+
+def _group_axis(axis: Any, groups: Sequence[str]) -> None:
+    """Label groups along x: block numbers alone, and not more than fit."""
+    names = [group.removeprefix("block") for group in groups]
+    step = math.ceil(len(names) / _MOST_TICKS)
+    blocks = all(name.isdigit() for name in names)
+    upright = blocks or len(names) == 1
+    axis.set_xticks(range(0, len(names), step), names[::step], rotation=0 if upright else 90)
+    axis.set_xlabel("block (0: front end)" if blocks else "group of parameters")
+
+
+def final_coefficients(
+    path: Path, title: str, tasks: Sequence[str], groups: Sequence[str], seeds: FloatArray
+) -> Path:
+    """Coefficients by group: a thin line per seed and task, their mean in bold.
+
+    Args:
+        path: PNG to write.
+        title: Above the picture.
+        tasks: K names.
+        groups: G names, by depth.
+        seeds: Final coefficients, shape [S, K, G].
+    """
+    figure, axis = _figure(max(6.0, min(12.0, 2 + 0.3 * len(groups))), 4.0)
+    x = np.arange(len(groups))
+    for task, (name, colour) in enumerate(zip(tasks, COLOURS)):
+        marker = MARKERS[task] if len(groups) <= _MOST_TICKS else ""
+        for values in seeds[:, task] if len(seeds) > 1 else ():
+            dots = marker if len(groups) == 1 else ""
+            axis.plot(x, values, color=colour, alpha=0.35, linewidth=1, marker=dots)
+        axis.plot(x, seeds[:, task].mean(0), color=colour, marker=marker, linewidth=2, label=name)
+    several = f", mean of {len(seeds)} seeds" if len(seeds) > 1 else ""
+    axis.set(title=f"{title}: learned coefficients{several}", ylabel="coefficient")
+    low, high = axis.get_ylim()
+    middle, half = (low + high) / 2, max(_LEAST_SPAN, high - low) / 2
+    axis.set_ylim(middle - half, middle + half)
+    axis.grid(alpha=0.3)
+    axis.legend(title="task vector")
+    _group_axis(axis, groups)
+    return _save(figure, path)
+
+
+def coefficient_history(
+    path: Path, title: str, tasks: Sequence[str], groups: Sequence[str], epochs: FloatArray
+) -> Path:
+    """Coefficients over epochs, a panel per task, a line per group from dark (front) to light.
+
+    Args:
+        path: PNG to write.
+        title: Above the picture.
+        tasks: K names.
+        groups: G names, by depth.
+        epochs: Shape [E, K, G].
+    """
+    figure, axes = _figure(
+        1.5 + 3.8 * len(tasks), 3.8, ncols=len(tasks), sharey=True, squeeze=False
+    )
+    from matplotlib import cm, colors
+
+    scale = colors.Normalize(0, max(1, len(groups) - 1))
+    palette = cm.ScalarMappable(scale, "viridis")
+    x = np.arange(1, len(epochs) + 1)
+    for task, axis in enumerate(axes[0]):
+        for group in range(len(groups)):
+            axis.plot(x, epochs[:, task, group], color=palette.to_rgba(group), marker=".")
+        axis.set(title=f"{tasks[task]} vector", xlabel="epoch")
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.grid(alpha=0.3)
+    axes[0][0].set_ylabel("coefficient")
+    figure.suptitle(f"{title}: coefficients while training")
+    if len(groups) > 1:
+        bar = figure.colorbar(palette, ax=axes[0].tolist())
+        ends = [groups[0].removeprefix("block"), groups[-1].removeprefix("block")]
+        bar.set_ticks([0, len(groups) - 1], labels=ends)
+        bar.set_label("block" if groups[0].startswith("block") else "group")
+    return _save(figure, path)
+
+
+def confusion(path: Path, title: str, labels: Sequence[str], counts: IntArray) -> Path:
+    """Row-normalised confusion matrix with percentages and counts.
+
+    Args:
+        path: PNG to write.
+        title: Above the picture.
+        labels: C names.
+        counts: References in rows, shape [C, C].
+    """
+    size = 2.6 + 0.75 * len(labels)
+    figure, axis = _figure(size + 0.6, size)
+    share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    picture = axis.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    for row, column in np.ndindex(*counts.shape):
+        text = f"{100 * share[row, column]:.0f}\n({counts[row, column]})"
+        colour = "white" if share[row, column] > 0.55 else "black"
+        axis.text(column, row, text, ha="center", va="center", color=colour, fontsize=8)
+    axis.set_xticks(range(len(labels)), labels, rotation=45, ha="right", rotation_mode="anchor")
+    axis.set_yticks(range(len(labels)), labels)
+    axis.set(title=title, xlabel="predicted", ylabel="reference")
+    figure.colorbar(picture, ax=axis, label="share of the reference class", shrink=0.8)
+    return _save(figure, path)
+
+
+def task_vectors(
+    path: Path,
+    groups: Sequence[str],
+    norms: Mapping[str, Sequence[float | None]],
+    cosines: Mapping[str, Sequence[float | None]],
+) -> Path:
+    """Relative norm of every task vector and cosine of every pair, by group.
+
+    Args:
+        path: PNG to write.
+        groups: G names, by depth.
+        norms: Task to [G] norms, divided by the base's; None where the base is zero.
+        cosines: Pair of tasks to [G] cosines, None where a vector is zero.
+    """
+    figure, (above, below) = _figure(
+        max(6.0, min(12.0, 2 + 0.3 * len(groups))), 5.5, nrows=2, sharex=True
+    )
+    x = np.arange(len(groups))
+    for (name, values), colour, marker in zip(norms.items(), COLOURS, MARKERS):
+        above.plot(x, _numbers(values), color=colour, marker=marker, label=name)
+    above.set(title="Task vectors by block", ylabel="norm / norm of the base")
+    above.set_ylim(bottom=0)
+    above.legend(title="task vector")
+    for (name, values), colour, marker in zip(cosines.items(), COLOURS[2:], MARKERS[2:]):
+        below.plot(x, _numbers(values), color=colour, marker=marker, label=name)
+    below.axhline(0, color="black", linewidth=0.8)
+    below.set_ylabel("cosine")
+    if cosines:
+        below.legend()
+    for axis in (above, below):
+        axis.grid(alpha=0.3)
+    _group_axis(below, groups)
+    return _save(figure, path)
+
+
+def _numbers(values: Sequence[float | None]) -> FloatArray:
+    return np.array([math.nan if value is None else value for value in values])
+
+
+def training_curves(
+    path: Path, title: str, history: Mapping[str, Mapping[str, Any]]
+) -> Path | None:
+    """Loss, and every metric of the validation set, over epochs.
+
+    Args:
+        path: PNG to write.
+        title: Above the picture.
+        history: Epoch to ``{"train": {...}, "valid": {...}}`` of numbers.
+
+    Returns:
+        None if there is nothing to draw.
+    """
+    epochs = sorted(history, key=int)
+    names = [name for name in ("loss", "macro_f1", "uar", "wer", "acc") if _has(history, name)]
+    if not names:
+        return None
+    panels = ["loss"] if "loss" in names else []
+    rates = [name for name in names if name != "loss"]
+    panels += ["rate"] if rates else []
+    figure, axes = _figure(1 + 4.5 * len(panels), 3.6, ncols=len(panels), squeeze=False)
+    x = [int(epoch) for epoch in epochs]
+    for panel, axis in zip(panels, axes[0]):
+        shown = ["loss"] if panel == "loss" else rates
+        for name, colour in zip(shown, COLOURS):
+            for part, style in (("train", "--"), ("valid", "-")):
+                values = [history[epoch].get(part, {}).get(name, math.nan) for epoch in epochs]
+                if not np.isnan(values).all():
+                    label = part if panel == "loss" else f"{name} ({part})"
+                    axis.plot(x, values, style, color=colour, marker=".", label=label)
+        axis.set(xlabel="epoch", ylabel=panel)
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.grid(alpha=0.3)
+        axis.legend()
+    figure.suptitle(title)
+    return _save(figure, path)
+
+
+def _has(history: Mapping[str, Mapping[str, Any]], name: str) -> bool:
+    return any(name in part for epoch in history.values() for part in epoch.values())
+
+
+@dataclass(frozen=True)
+class Point:
+    """One system in `trade_off`: a value and its interval on each axis."""
+
+    name: str
+    wer: tuple[float, float, float]
+    score: tuple[float, float, float]
+
+
+def trade_off(path: Path, title: str, points: Sequence[Point]) -> Path:
+    """Macro-F1 against WER with interval bars, in percent; up and left is better.
+
+    Args:
+        path: PNG to write.
+        title: Above the picture.
+        points: Systems; every triple is (value, low, high) as fractions.
+    """
+    figure, axis = _figure(7.5, 4.8)
+    styles = _styles(len(points))
+    for point, (colour, marker, filled) in zip(points, styles):
+        (x, x_bars), (y, y_bars) = (_bars(values) for values in (point.wer, point.score))
+        axis.errorbar(
+            [x],
+            [y],
+            xerr=x_bars,
+            yerr=y_bars,
+            fmt=marker,
+            color=colour,
+            markerfacecolor=colour if filled else "white",
+            markersize=8,
+            elinewidth=1,
+            alpha=0.9,
+            label=point.name,
+        )
+    axis.set(title=title, xlabel="WER of the system (%)", ylabel="macro-F1 (%)")
+    axis.grid(alpha=0.3)
+    axis.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
+    return _save(figure, path)
+
+
+def _bars(values: tuple[float, float, float]) -> tuple[float, NDArray[np.float64]]:
+    value, low, high = (100 * number for number in values)
+    return value, np.array([[max(0.0, value - low)], [max(0.0, high - value)]])
+
+
+def _styles(count: int) -> list[tuple[str, str, bool]]:
+    """Colour, marker and filled or hollow; colours repeat hollow."""
+    return [
+        (COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)], i // len(COLOURS) % 2 == 0)
+        for i in range(count)
+    ]

@@ -1,0 +1,1 @@
+"""Training on ESPnet's engine; the only package that imports ESPnet."""

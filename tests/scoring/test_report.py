@@ -1,0 +1,162 @@
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from scoring_common import make_dump, make_system
+
+from espnet_adaltm.bin import report
+from espnet_adaltm.files import read_json, write_json
+from espnet_adaltm.scoring import environment, tables
+from espnet_adaltm.scoring.statistics import Seeds
+
+
+@pytest.fixture
+def arguments(tmp_path):
+    dump = make_dump(tmp_path / "dump" / "test", size=240)
+    make_system(tmp_path / "good1", dump, set(range(24)), {1})
+    make_system(tmp_path / "good2", dump, set(range(36)), {2})
+    make_system(tmp_path / "bad", dump, set(range(120)), set(range(60)))
+    make_system(tmp_path / "asr", dump, emotion=False)
+    write_json(tmp_path / "base.json", {"kind": "pretrained", "unit_accuracy": 0.23456})
+    names = f"good:1={tmp_path}/good1 good:2={tmp_path}/good2 bad={tmp_path}/bad"
+    return [
+        *("--systems", f"asr={tmp_path}/asr {names}", "--dumps", str(dump)),
+        *("--labels", str(dump.parent / "labels.json"), "--compare", "good:bad"),
+        *("--out_dir", str(tmp_path / "out"), "--recipe", "demo", "--resamples", "200"),
+        *("--base", str(tmp_path), "--command", "./run.sh --size full", "--note", "A toy."),
+    ]
+
+
+def _cells(text, start):
+    line = next(line for line in text.splitlines() if line.startswith(start))
+    return line.strip("|").split("|")
+
+
+def test_report_says_what_the_numbers_say(arguments, tmp_path, capsys):
+    report.main([*arguments, "--plots", "false"])
+    text = (tmp_path / "out" / "RESULTS.md").read_text()
+    good, bad, asr = (_cells(text, f"|{name}|") for name in ("good", "bad", "asr"))
+    assert good[1] == "2"
+    assert good[2].startswith("**87.5 ±")  # the mean over seeds, 0.9 and 0.85
+    assert good[4].startswith("**87.5 ±")
+    assert "σ 3.5" in good[4]
+    assert bad[4].startswith("50.0 ±")
+    assert "σ" not in bad[4]
+    assert asr[2:] == ["-", "-", "-", "0.0 ±0.0"]  # as good as good's: not bold
+    tests = _cells(text, "|good - bad|all|WA|")
+    assert tests[3] == "**+37.5**"
+    assert tests[5] == "0.010"
+    for expected in (
+        "# Results of demo",
+        "A toy.",
+        "./run.sh --size full",
+        "- unit accuracy: `0.2346`",
+        f"- espnet: `{environment.version('espnet')}`",
+        "|dataset|Snt|Wrd|Corr|Sub|Del|Ins|Err|S.Err|",
+        "### Macro-F1 by channel (utterances)",
+    ):
+        assert expected in text, expected
+    assert str(tmp_path) not in text
+    shown = capsys.readouterr().out
+    assert "**" not in shown
+    assert "87.5 ±" in shown
+
+
+def test_aggregated_results_are_the_same_twice(arguments, tmp_path):
+    report.main([*arguments, "--plots", "false"])
+    first = (tmp_path / "out" / "results.json").read_bytes()
+    report.main([*arguments, "--plots", "false"])
+    assert (tmp_path / "out" / "results.json").read_bytes() == first
+    assert str(tmp_path) not in first.decode()
+    assert "date" not in read_json(tmp_path / "out" / "results.json")
+
+
+def test_pictures_are_drawn_and_linked(arguments, tmp_path):
+    rng = np.random.default_rng(0)
+    for seed in ("good1", "good2"):
+        epochs = (0.5 + 0.01 * rng.standard_normal((4, 2, 3)).cumsum(0)).tolist()
+        write_json(
+            tmp_path / seed / "coefficients.json",
+            {
+                "tasks": ["asr", "ser"],
+                "groups": ["block0", "block1", "block2"],
+                "epochs": epochs,
+                "best_epoch": 4,
+                "final": epochs[-1],
+            },
+        )
+        history = {str(e): {"train": {"loss": 1 / e}, "valid": {"loss": 2 / e}} for e in (1, 2)}
+        write_json(tmp_path / seed / "history.json", history)
+    constant = {"tasks": ["asr"], "groups": ["all"], "epochs": [[[0.5]]] * 3, "final": [[0.5]]}
+    write_json(tmp_path / "bad" / "coefficients.json", constant)
+    write_json(tmp_path / "asr" / "coefficients.json", {**constant, "tasks": [], "final": []})
+    write_json(
+        tmp_path / "similarity.json",
+        {
+            "blocks": ["block0", "block1"],
+            "relative_norm": {"asr": [0.0, 0.1], "ser": [0.0, 0.2]},
+            "cosine": {"asr,ser": [None, 0.3]},
+        },
+    )
+    report.main([*arguments, "--task_vectors", str(tmp_path)])
+    drawn = {path.name for path in (tmp_path / "out" / "plots").iterdir()}
+    assert drawn == {
+        "coefficients_good.png",
+        "coefficients_good_epochs.png",
+        "confusion_bad_test.png",
+        "confusion_good_test.png",
+        "task_vectors.png",
+        "trade_off_test.png",
+        "training_good.png",
+    }
+    text = (tmp_path / "out" / "RESULTS.md").read_text()
+    assert all(f"](plots/{name})" in text for name in drawn)
+
+
+def test_plain_and_markdown_tables():
+    header, rows = ["system", "n"], [["a", "1"], ["long name", "10"]]
+    assert tables.plain(header, rows) == "\n".join(
+        ["system      n", "-------------", "a           1", "long name  10"]
+    )
+    assert tables.markdown(header, rows).splitlines() == [
+        "|system|n|",
+        "|---|---:|",
+        "|a|1|",
+        "|long name|10|",
+    ]
+
+
+def test_percent_shows_half_the_interval():
+    values = np.linspace(0.4, 0.6, 1001)[None]
+    assert tables.percent(Seeds(np.array([0.5]), values)) == "50.0 ±9.5"
+    two = Seeds(np.array([0.49, 0.51]), np.concatenate([values, values]))
+    assert tables.percent(two) == "50.0 ±9.5 σ 1.4"
+
+
+def test_environment_names_versions_and_revision(tmp_path):
+    facts = environment.environment()
+    assert facts["python"] == ".".join(map(str, sys.version_info[:3]))
+    assert facts["numpy"] == np.__version__
+    assert environment.version("no-such-package") == "not installed"
+    assert environment.git_revision(tmp_path / "nowhere") == "unknown"
+    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
+    (tmp_path / "a").write_text("a")
+    identity = ["-c", "user.name=x", "-c", "user.email=x@example.org"]
+    git = ["git", "-C", str(tmp_path), *identity]
+    subprocess.run([*git, "add", "a"], check=True)
+    subprocess.run([*git, "commit", "-qm", "a"], check=True)
+    assert len(environment.git_revision(tmp_path)) >= 7
+    (tmp_path / "a").write_text("b")
+    assert environment.git_revision(tmp_path).endswith("-dirty")
+
+
+def test_scoring_works_without_torch():
+    code = (
+        "import sys\n"
+        "import espnet_adaltm.bin.score, espnet_adaltm.bin.report, espnet_adaltm.scoring.pictures\n"
+        "heavy = {'torch', 'espnet2', 'transformers', 'matplotlib', 'sklearn', 'scipy'}\n"
+        "print(sorted(heavy & set(sys.modules)))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("[]\n", "")

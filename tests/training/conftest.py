@@ -1,0 +1,10 @@
+"""One corpus for all trainings of this folder."""
+
+import pytest
+from training_common import make_corpus
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory):
+    """Root of a made-up corpus with tokens, labels, base and task vectors."""
+    return make_corpus(tmp_path_factory.mktemp("corpus"))
