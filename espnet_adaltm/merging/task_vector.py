@@ -4,6 +4,7 @@ import itertools
 import logging
 import math
 import operator
+import json
 import os
 import re
 import tempfile
@@ -85,7 +86,9 @@ class TaskVector:
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         tensors = {name: tensor.to(dtype).contiguous() for name, tensor in self.tensors.items()}
-        metadata = {**self.metadata, "format": FORMAT, "dtype": str(dtype).removeprefix("torch.")}
+        described = {**self.metadata, "dtype": str(dtype).removeprefix("torch.")}
+        # safetensors writes several entries in a random order: one makes the bytes reproducible
+        metadata = {FORMAT: json.dumps(described, sort_keys=True)}
         with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
             temporary = Path(folder) / path.name
             save_file(tensors, temporary, metadata=metadata)
@@ -111,9 +114,9 @@ class TaskVector:
                 f"{path} is not a readable safetensors file ({error}): "
                 "it may be cut off; run stage task_vectors again"
             ) from error
-        if metadata.pop("format", "") != FORMAT:
+        if FORMAT not in metadata:
             raise UserError(f"{path} is not a task vector: make one with stage task_vectors")
-        return cls(tensors, metadata)
+        return cls(tensors, json.loads(metadata[FORMAT]))
 
     def __add__(self, other: "TaskVector") -> "TaskVector":
         """Add two vectors of one base."""

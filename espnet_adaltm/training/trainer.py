@@ -29,6 +29,7 @@ from espnet2.train.trainer import GradScaler, Trainer, TrainerOptions
 from torch import Tensor, nn
 
 from espnet_adaltm.errors import UserError
+from espnet_adaltm.files import write_json
 from espnet_adaltm.training.checkpoint import (
     link,
     load_checkpoint,
@@ -39,6 +40,9 @@ from espnet_adaltm.training.checkpoint import (
 
 # ESPnet names PyTorch's mixed precision by its old name in every step.
 warnings.filterwarnings("ignore", r"`torch\.cuda\.amp", FutureWarning)
+
+
+HISTORY = "history.json"
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -111,6 +115,7 @@ class AdaltmTrainer(Trainer):
             _log_epoch(epoch, first, trainer_options.max_epoch, time.monotonic() - start)
             cls._one_epoch(job, wrapped, train_iter_factory, valid_iter_factory, epoch)
         if job.is_main:
+            _write_history(job)
             _link_best(job)
             _average(job)
         if distributed_option.distributed:
@@ -334,6 +339,7 @@ def _save(job: _Job, epoch: int) -> None:
             "scaler": job.scaler.state_dict() if job.scaler is not None else None,
         },
     )
+    _write_history(job)
     link(job.folder / "latest.pth", f"{epoch}epoch.pth")
     _link_best(job)
     kept = max(_nbest(job))
@@ -342,6 +348,26 @@ def _save(job: _Job, epoch: int) -> None:
         number = path.name.removesuffix("epoch.pth")
         if number.isdigit() and int(number) < epoch and int(number) not in wanted:
             path.unlink()
+
+
+def _write_history(job: _Job) -> None:
+    """Write ``history.json``: epoch to part (train, valid) to means of losses and metrics.
+
+    The checkpoint has the same as a pickle; this is for plots and people.
+    """
+    stats = job.reporter.stats
+    history = {
+        str(epoch): {
+            part: {
+                name: round(float(stats[epoch][part][name]), 6)
+                for name in job.reporter.get_keys2(part, epoch)
+                if not name.endswith(("time", "count")) and name != "gpu_max_cached_mem_GB"
+            }
+            for part in job.reporter.get_keys(epoch)
+        }
+        for epoch in range(1, job.reporter.get_epoch() + 1)
+    }
+    write_json(job.folder / HISTORY, history)
 
 
 def _link_best(job: _Job) -> None:

@@ -35,6 +35,11 @@ def test_emotion_expert_learns_and_is_exported(corpus, tmp_path):
     assert expert["base_sha256"] == base["sha256"]
     epoch = expert["selected"]["best_epoch"]
     assert expert["selected"]["value"] == values[epoch]["valid"]["macro_f1"]
+    history = json.loads((tmp_path / "history.json").read_text())
+    assert [int(epoch) for epoch in history] == sorted(values)
+    curve = [parts["valid"]["loss"] for parts in history.values()]
+    assert curve == pytest.approx(losses(tmp_path), abs=1e-6)
+    assert not any(name.endswith("time") for name in history["1"]["train"])
     state = weights(tmp_path, f"{epoch}epoch.pth")
     exported = load_file(tmp_path / "expert.safetensors")
     assert all(torch.equal(state[f"encoder.body.{name}"], exported[name]) for name in exported)
