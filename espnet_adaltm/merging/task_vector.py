@@ -1,10 +1,10 @@
 """What fine-tuning added to an encoder: `tau = W_expert - W_base` (AdaLTM, section 1)."""
 
 import itertools
+import json
 import logging
 import math
 import operator
-import json
 import os
 import re
 import tempfile

@@ -1,0 +1,34 @@
+# make help lists what there is to make.
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help env demo test lint clean
+
+ENVIRONMENT := tools/.setup/done
+ENVIRONMENT_SOURCES := $(wildcard tools/requirements*.txt) tools/overrides.txt tools/setup.sh \
+    tools/check_install.py setup.py
+PYTHON = . tools/activate_python.sh && python
+SHELL_SCRIPTS = $(shell git ls-files -co --exclude-standard '*.sh' '*.pl')
+
+help: ## this list
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+$(ENVIRONMENT): $(ENVIRONMENT_SOURCES)
+	tools/setup.sh --dev
+
+env: $(ENVIRONMENT) ## the Python environment, with what the tests need
+
+demo: $(ENVIRONMENT) ## the whole pipeline on a small synthetic corpus
+	cd egs/mini_espeak/adaltm1 && ./run.sh --size quick
+
+test: lint ## style and all tests
+	export OMP_NUM_THREADS=1; $(PYTHON) -m pytest -n 2 --durations=15 tests
+
+lint: $(ENVIRONMENT) ## style of Python and shell
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+	if command -v shellcheck >/dev/null; then shellcheck -x -P SCRIPTDIR -P . $(SHELL_SCRIPTS); fi
+
+clean: ## remove caches and what the synthetic corpus left
+	rm -rf .pytest_cache .ruff_cache egs/mini_espeak/adaltm1/{data,dump,exp}
+	find espnet_adaltm tests -name __pycache__ -type d -exec rm -rf {} +

@@ -1,0 +1,472 @@
+#!/usr/bin/env bash
+# From a speech corpus to a comparison of merged emotion recognisers, in numbered stages.
+#
+#   ./adaltm.sh --train_set train --valid_set dev --test_sets test      # everything
+#   ./adaltm.sh --stage asr_expert --stop_stage 8                       # from one to another
+#
+# Run it from a recipe's folder, usually through its run.sh. What is done already is skipped, what
+# was interrupted goes on, what changed is done again with everything that follows from it.
+# shellcheck disable=SC2034,SC2154,SC2317  # used, assigned and called from utils/
+set -euo pipefail
+set -f # words in options are split, never expanded to file names
+
+# The one place where stages get their numbers; stage_<name> below does the work.
+stages=(
+    "data: local/data.sh turns the corpus into Kaldi data directories"
+    "audio: decodes, mixes down, resamples, cuts and audits the audio"
+    "tokens: sentencepiece tokens and the list of emotions"
+    "base: the base encoder, and its stored features"
+    "asr_expert: fine-tunes the base to recognise speech (CTC)"
+    "ser_expert: fine-tunes the base to recognise emotions"
+    "task_vectors: subtracts the base from the experts"
+    "merge: learns how much of each task vector to add back"
+    "baselines: trains what the merges are compared with"
+    "decode: lets every system recognise every test set"
+    "score: metrics, intervals, tests, tables and pictures"
+    "export: folders for from_pretrained and transformers"
+)
+
+. utils/parse_options.sh
+. utils/stages.sh
+
+# Which stages
+option stage data "first stage, number or name"
+option stop_stage export "last stage, number or name"
+option force false "do these stages again, whatever was done"
+option dry_run false "only say what would be done"
+# How to compute: none of these changes a result
+option ngpu 0 "GPUs per training job and node; 0 is the CPU"
+option num_nodes 1 "nodes per training job"
+option nj 1 "decoding jobs at a time"
+option merge_jobs 1 "merges trained at a time"
+option num_workers 0 "processes that read data, per training job"
+option python "" "Python interpreter or environment instead of that of tools/setup.sh"
+# Data
+option train_set train "set to train on"
+option valid_set dev "set to choose epochs on"
+option test_sets test "sets to compare on"
+option datadir data "folder of the data directories"
+option dumpdir dump "folder of the formatted sets"
+option expdir exp "folder of the experiments"
+option results_dir . "where RESULTS.md, results.json and plots/ go"
+option local_data_opts "" "options for local/data.sh"
+option min_seconds 0.1 "shorter utterances are dropped"
+option max_seconds 30 "longer utterances are dropped"
+option allow_speaker_overlap false "only warn when sets share speakers"
+option token_type unigram "char, unigram or bpe"
+option n_tokens 500 "size of the vocabulary; 0 for char: as many as there are"
+option token_args "" "more options for bin/prepare_tokens.py"
+option label_args "" "more options for bin/prepare_labels.py"
+# Models
+option base tiny "tiny (pre-trained here), random, a Hub id, a folder or a .pt file"
+option feats_type raw "raw, or extracted: the frozen CNN's output is computed once"
+option num_units 100 "for base tiny: units that masked prediction predicts"
+option base_config conf/train_base.yaml "training, and shape (encoder_conf), of a tiny or random base"
+option asr_config conf/train_asr.yaml "training of the ASR expert"
+option ser_config conf/train_ser.yaml "training of the SER expert"
+option merge_config conf/train_merge.yaml "training of the merges"
+option merge_dir conf/merge "folder with a <name>.yaml for every merge"
+option base_args "" "overrides of base_config, e.g. '--max_epoch 20'"
+option asr_args "" "overrides of asr_config"
+option ser_args "" "overrides of ser_config"
+option merge_args "" "overrides of merge_config"
+option expert_seed 1 "seed of base and experts"
+option merges "base asr_only ser_only static global adaltm" "merges to train"
+option seeds "1 2 3" "every merge is trained once per seed"
+option baselines "" "baselines to train, with a conf/baselines/<name>.sh each"
+# Results
+option decode_args "" "more options for bin/decode.py, e.g. '--batch_seconds 120'"
+option compare "adaltm:ser_only adaltm:static adaltm:global" "paired tests, first:second"
+option score_args "" "more options for bin/score.py and bin/report.py"
+option recipe "$(basename "$(dirname "${PWD}")")" "heading of RESULTS.md"
+option note "" "text under the heading of RESULTS.md"
+option export_merges "adaltm" "merges whose first seed is exported"
+
+show_help() {
+    echo "Usage: ./adaltm.sh [--name value]..., from a recipe's folder"
+    echo "Stages:"
+    print_stages
+    echo "Options:"
+    print_options
+}
+
+parse_options "$@"
+stage_index --stage "${stage}"
+first=${stage_found}
+stage_index --stop_stage "${stop_stage}"
+last=${stage_found}
+if [ "${first}" -gt "${last}" ]; then
+    die "--stage ${stage} comes after --stop_stage ${stop_stage}"
+fi
+for name in ngpu num_nodes nj merge_jobs num_workers n_tokens num_units expert_seed; do
+    [[ "${!name}" =~ ^[0-9]+$ ]] || die "--${name} is a whole number, not '${!name}'"
+done
+case "${feats_type}" in
+    raw | extracted) ;;
+    *) die "--feats_type is raw or extracted, not '${feats_type}'" ;;
+esac
+
+if [ -n "${python}" ]; then export ADALTM_PYTHON=${python}; fi
+export -n python
+. ./path.sh
+. ./cmd.sh
+# run.sh sets it to what was typed; items write it beside their outputs with their stage.
+export ADALTM_RESUME=${ADALTM_RESUME:-$(printf '%q ' "$0" "$@" | sed 's/ $//')}
+
+# ------------------------------------------------------------------------ names of what is made
+all_sets="${train_set} ${valid_set} ${test_sets}"
+tokens=${datadir}/tokens/${token_type}${n_tokens#0}
+labels=${datadir}/labels.json
+
+# tag WORDS: "_<hash>" of overrides that change the result; nothing if there are none.
+tag() {
+    local words
+    words=$(echo "$*" | xargs)
+    if [ -n "${words}" ]; then
+        printf '_%s' "$(printf '%s' "${words}" | sha256sum | cut -c1-6)"
+    fi
+}
+stem() {
+    basename "$1" .yaml
+}
+case "${base}" in
+    tiny) base_tag=tiny$(tag "${base_args}" "$(changed num_units expert_seed)") ;;
+    random) base_tag=random$(tag "$(changed expert_seed)") ;;
+    *) base_tag=$(basename "${base}" .pt) ;;
+esac
+base_dir=${expdir}/base_${base_tag}
+asr_tag=${base_tag}_$(stem "${asr_config}")_$(basename "${tokens}")$(tag "${asr_args}" \
+    "$(changed expert_seed token_args)")
+ser_tag=${base_tag}_$(stem "${ser_config}")$(tag "${ser_args}" "$(changed expert_seed)")
+asr_dir=${expdir}/asr_expert_${asr_tag}
+ser_dir=${expdir}/ser_expert_${ser_tag}
+vectors=${expdir}/task_vectors
+
+merge_tag=$(tag "${merge_args}")
+
+# Lists of words, each split once.
+read -ra local_data_words <<<"${local_data_opts}"
+read -ra token_words <<<"${token_args}"
+read -ra label_words <<<"${label_args}"
+read -ra base_words <<<"${base_args}"
+read -ra asr_words <<<"${asr_args}"
+read -ra ser_words <<<"${ser_args}"
+read -ra merge_words <<<"${merge_args}"
+read -ra decode_words <<<"${decode_args}"
+read -ra score_words <<<"${score_args}"
+
+# present FOLDER@STAGE NAME...: those files of a data directory that there are.
+present() {
+    local folder=${1%@*} made=${1##*@} name
+    shift
+    for name in "$@"; do
+        if [ -f "${folder}/${name}" ]; then echo "${folder}/${name}@${made}"; fi
+    done
+}
+
+# training SEED: options shared by all trainings, in the array `training`, and their job command.
+training() {
+    training=(--seed "$1" --num_workers "${num_workers}" --feats_type "${feats_type}"
+        --train_dump "${dumpdir}/${train_set}" --valid_dump "${dumpdir}/${valid_set}")
+    if [ "${num_nodes}" -gt 1 ]; then
+        item_cmd="python -m espnet2.bin.launch --cmd '${cuda_cmd}' --ngpu ${ngpu}"
+        item_cmd+=" --num_nodes ${num_nodes} --init_file_prefix ${expdir}/.dist_init_ --log {log} --"
+    elif [ "${ngpu}" -gt 0 ]; then
+        item_cmd="${cuda_cmd} --gpu ${ngpu}"
+        training+=(--ngpu "${ngpu}" --multiprocessing_distributed true)
+    else
+        training+=(--ngpu 0)
+    fi
+}
+
+# fed_with FILE: the inputs that a training takes from base and dumps, in the array `fed`.
+fed_with() {
+    local set
+    fed=("${base_dir}/model.safetensors@base")
+    for set in "${train_set}" "${valid_set}"; do
+        fed+=("${dumpdir}/${set}/wav.scp@audio" "${dumpdir}/${set}/$1@audio")
+        if [ "${feats_type}" = extracted ]; then
+            fed+=("${base_dir}/feats/${set}/feats.scp@base")
+        fi
+    done
+}
+
+# ------------------------------------------------------------------------ stages
+stage_data() {
+    local set outputs=()
+    for set in ${all_sets}; do outputs+=("${datadir}/${set}/wav.scp"); done
+    item_logs=${datadir}/logs
+    item data "${datadir}" --shared true --inputs local/data.sh --outputs "${outputs[@]}" \
+        -- local/data.sh --out_data "${datadir}" "${local_data_words[@]}"
+}
+
+stage_audio() {
+    local set files overlap=() inputs=() dumps=()
+    item_logs=${dumpdir}/logs
+    for set in ${all_sets}; do
+        files=$(present "${datadir}/${set}@data" segments text utt2emo utt2soft utt2dialog \
+            utt2channel utt2gender)
+        # shellcheck disable=SC2086  # one input per word
+        item "audio_${set}" "${dumpdir}" --shared true \
+            --inputs "${datadir}/${set}/wav.scp@data" "${datadir}/${set}/utt2spk@data" ${files} \
+            --outputs "${dumpdir}/${set}"/{wav.scp,utt2spk,utt2num_samples,audit.md} \
+            -- python -m espnet_adaltm.bin.format_audio --data "${datadir}/${set}" \
+            --out "${dumpdir}/${set}" --min_seconds "${min_seconds}" --max_seconds "${max_seconds}"
+        inputs+=("${dumpdir}/${set}/wav.scp@audio" "${dumpdir}/${set}/utt2spk@audio")
+        dumps+=("${dumpdir}/${set}")
+    done
+    if "${allow_speaker_overlap}"; then overlap=(--allow_speaker_overlap); fi
+    item audit "${dumpdir}" --shared true --inputs "${inputs[@]}" --outputs "${dumpdir}/audit.md" \
+        -- python -m espnet_adaltm.bin.audit --dumps "${dumps[@]}" --train "${dumpdir}/${train_set}" \
+        --valid "${dumpdir}/${valid_set}" --out "${dumpdir}/audit.md" "${overlap[@]}"
+}
+
+stage_tokens() {
+    local set sets=() inputs=() size=()
+    item_logs=${datadir}/logs
+    if [ "${n_tokens}" -gt 0 ]; then size=(--vocab_size "${n_tokens}"); fi
+    item "tokens_$(basename "${tokens}")" "${datadir}/tokens" --shared true \
+        --inputs "${dumpdir}/${train_set}/text@audio" \
+        --outputs "${tokens}/tokens.model" "${tokens}/tokens.txt" \
+        -- python -m espnet_adaltm.bin.prepare_tokens --text "${dumpdir}/${train_set}/text" \
+        --type "${token_type}" "${size[@]}" --out "${tokens}" "${token_words[@]}"
+    for set in ${all_sets}; do
+        sets+=("${set}=${dumpdir}/${set}")
+        inputs+=("${dumpdir}/${set}/utt2emo@audio")
+    done
+    item labels "${datadir}" --shared true --inputs "${inputs[@]}" --outputs "${labels}" \
+        -- python -m espnet_adaltm.bin.prepare_labels --sets "${sets[@]}" --out "${labels}" \
+        "${label_words[@]}"
+}
+
+stage_base() {
+    local set device=cpu
+    case "${base}" in
+        tiny) train_tiny_base ;;
+        random) base_item --config "${base_config}" --seed "${expert_seed}" ;;
+        *) base_item ;;
+    esac
+    if [ "${feats_type}" = raw ]; then return; fi
+    if [ "${ngpu}" -gt 0 ]; then
+        device=cuda
+        item_cmd="${cuda_cmd} --gpu 1"
+    fi
+    for set in ${all_sets}; do
+        item "${set}" "${base_dir}/feats" --shared true --ignore_options device \
+            --inputs "${base_dir}/model.safetensors@base" "${dumpdir}/${set}/wav.scp@audio" \
+            --outputs "${base_dir}/feats/${set}"/{feats.scp,feats_shape} \
+            -- python -m espnet_adaltm.bin.extract_features --base "${base_dir}" \
+            --dump "${dumpdir}/${set}" --out "${base_dir}/feats/${set}" --device "${device}"
+    done
+}
+
+base_item() { # base_item OPTIONS...: a base that is not trained here
+    local files=()
+    if [ -f "${base}" ]; then files=("${base}"); fi
+    if [ -d "${base}" ]; then files=("${base}/config.json"); fi
+    if [ "${base}" = random ]; then files=("${base_config}"); fi
+    item base "${base_dir}" --inputs "${files[@]}" \
+        --outputs "${base_dir}"/{config.json,model.safetensors,base.json} \
+        -- python -m espnet_adaltm.bin.build_base --base "${base}" --out "${base_dir}" "$@"
+}
+
+train_tiny_base() {
+    local set units=${base_dir}/units pretrain=${base_dir}/pretrain outputs=() dumps=() inputs=()
+    for set in "${train_set}" "${valid_set}"; do
+        dumps+=("${dumpdir}/${set}")
+        inputs+=("${dumpdir}/${set}/wav.scp@audio")
+        outputs+=("${units}/${set}/units.scp")
+    done
+    item units "${units}" --inputs "${base_config}" "${inputs[@]}" --outputs "${outputs[@]}" \
+        -- python -m espnet_adaltm.bin.fit_units --train_dump "${dumps[0]}" --dumps "${dumps[@]}" \
+        --out "${units}" --config "${base_config}" --num_units "${num_units}" \
+        --seed "${expert_seed}"
+    training "${expert_seed}"
+    item pretrain "${pretrain}" \
+        --inputs "${base_config}" "${outputs[@]/%/@base}" "${inputs[@]}" \
+        "${dumpdir}/${train_set}/all_shape@audio" "${dumpdir}/${valid_set}/all_shape@audio" \
+        --outputs "${base_dir}"/{config.json,model.safetensors,base.json} \
+        -- python -m espnet_adaltm.bin.train_base --config "${base_config}" \
+        --units_dir "${units}" --num_units "${num_units}" --output_dir "${pretrain}" \
+        --save_base "${base_dir}" "${training[@]}" --feats_type raw "${base_words[@]}"
+    item_cmd=${train_cmd}
+}
+
+stage_asr_expert() {
+    training "${expert_seed}"
+    fed_with asr_shape
+    item train "${asr_dir}" --inputs "${asr_config}" "${fed[@]}" "${tokens}/tokens.model@tokens" \
+        "${dumpdir}/${train_set}/text@audio" "${dumpdir}/${valid_set}/text@audio" \
+        --outputs "${asr_dir}"/{expert.safetensors,head.safetensors,expert.json} \
+        -- python -m espnet_adaltm.bin.train_asr --config "${asr_config}" --base "${base_dir}" \
+        --tokens "${tokens}" --output_dir "${asr_dir}" "${training[@]}" "${asr_words[@]}"
+}
+
+stage_ser_expert() {
+    training "${expert_seed}"
+    fed_with ser_shape
+    item train "${ser_dir}" --inputs "${ser_config}" "${fed[@]}" "${labels}@tokens" \
+        "${dumpdir}/${train_set}/utt2emo@audio" "${dumpdir}/${valid_set}/utt2emo@audio" \
+        --outputs "${ser_dir}"/{expert.safetensors,head.safetensors,expert.json} \
+        -- python -m espnet_adaltm.bin.train_ser --config "${ser_config}" --base "${base_dir}" \
+        --labels "${labels}" --output_dir "${ser_dir}" "${training[@]}" "${ser_words[@]}"
+}
+
+stage_task_vectors() {
+    item task_vectors "${vectors}" --inputs "${base_dir}/model.safetensors@base" \
+        "${asr_dir}/expert.safetensors@asr_expert" "${ser_dir}/expert.safetensors@ser_expert" \
+        --outputs "${vectors}"/{asr.safetensors,ser.safetensors,similarity.json} \
+        -- python -m espnet_adaltm.bin.task_vectors --base "${base_dir}" --asr "${asr_dir}" \
+        --ser "${ser_dir}" --out "${vectors}"
+}
+
+stage_merge() {
+    local name seed dir
+    stage_jobs=${merge_jobs}
+    fed_with ser_shape
+    for name in ${merges}; do
+        for seed in ${seeds}; do
+            dir=${expdir}/merge_${name}${merge_tag}_seed${seed}
+            training "${seed}"
+            item train "${dir}" --inputs "${merge_config}" "${merge_dir}/${name}.yaml" \
+                "${fed[@]}" "${labels}@tokens" "${vectors}/asr.safetensors@task_vectors" \
+                "${vectors}/ser.safetensors@task_vectors" \
+                "${ser_dir}/head.safetensors@ser_expert" \
+                --outputs "${dir}"/{coefficients.json,head.safetensors,merge.json} \
+                -- python -m espnet_adaltm.bin.train_merge --config "${merge_config}" \
+                --merge_config "${merge_dir}/${name}.yaml" --base "${base_dir}" \
+                --task_vectors "${vectors}" --ser_expert "${ser_dir}" --labels "${labels}" \
+                --output_dir "${dir}" "${training[@]}" "${merge_words[@]}"
+        done
+    done
+}
+
+stage_baselines() {
+    local name
+    if [ -z "${baselines}" ]; then echo "[${stage_number}/${#stages[@]} baselines] none asked for"; fi
+    for name in ${baselines}; do
+        [ -f "conf/baselines/${name}.sh" ] || die "there is no conf/baselines/${name}.sh"
+        # It declares items, as the stages here do.
+        # shellcheck source=/dev/null
+        . "conf/baselines/${name}.sh"
+    done
+}
+
+# systems: "name[:seed]=folder" of everything that is decoded and scored, in the order of tables.
+systems() {
+    local name seed
+    echo "asr_expert=${asr_dir}" "ser_expert=${ser_dir}"
+    for name in ${baselines}; do
+        for seed in ${seeds}; do echo "${name}:${seed}=${expdir}/${name}_seed${seed}"; done
+    done
+    for name in ${merges}; do
+        for seed in ${seeds}; do echo "${name}:${seed}=${expdir}/merge_${name}${merge_tag}_seed${seed}"; done
+    done
+}
+
+# weights_of FOLDER: the files that a system's answers depend on, with their stages.
+weights_of() {
+    case "$1" in
+        "${asr_dir}") echo "$1/expert.safetensors@asr_expert $1/head.safetensors@asr_expert" ;;
+        "${ser_dir}") echo "$1/expert.safetensors@ser_expert $1/head.safetensors@ser_expert" ;;
+        "${expdir}"/merge_*) echo "$1/coefficients.json@merge $1/head.safetensors@merge" \
+            "${vectors}/asr.safetensors@task_vectors ${vectors}/ser.safetensors@task_vectors" ;;
+        *) echo "$1/head.safetensors@baselines" ;;
+    esac
+}
+
+stage_decode() {
+    local system folder set device=cpu
+    item_cmd=${decode_cmd}
+    if [ "${ngpu}" -gt 0 ]; then
+        device=cuda
+        item_cmd="${cuda_cmd} --gpu 1"
+    fi
+    stage_jobs=${nj}
+    for system in $(systems); do
+        folder=${system#*=}
+        for set in ${test_sets}; do
+            # shellcheck disable=SC2046  # one input per word
+            item "decode_${set}" "${folder}" --shared true --ignore_options device \
+                --inputs "${dumpdir}/${set}/wav.scp@audio" "${labels}@tokens" \
+                "${asr_dir}/head.safetensors@asr_expert" $(weights_of "${folder}") \
+                --outputs $(answers_of "${system}" "${folder}/decode/${set}" "") \
+                -- python -m espnet_adaltm.bin.decode --system "${folder}" \
+                --dump "${dumpdir}/${set}" --labels "${labels}" --asr_expert "${asr_dir}" \
+                --base "${base_dir}" --feats_type "${feats_type}" --device "${device}" \
+                "${decode_words[@]}"
+        done
+    done
+}
+
+# answers_of SYSTEM FOLDER SUFFIX: what decoding writes there; the ASR expert knows no emotions.
+answers_of() {
+    case "$1" in
+        asr_expert=*) echo "$2/text$3" ;;
+        *) echo "$2/utt2prob$3 $2/utt2emo$3" ;;
+    esac
+}
+
+stage_score() {
+    local system name folder seed set dumps=() inputs=() all=() compared=()
+    local known=" asr_expert ser_expert ${baselines} ${merges} "
+    for set in ${test_sets}; do
+        dumps+=("${dumpdir}/${set}")
+        all+=("${dumpdir}/${set}/utt2emo@audio")
+    done
+    for system in $(systems); do
+        name=${system%%=*}
+        folder=${system#*=}
+        inputs=()
+        for set in ${test_sets}; do
+            # shellcheck disable=SC2207  # one input per word
+            inputs+=($(answers_of "${system}" "${folder}/decode/${set}" @decode))
+        done
+        seed=()
+        if [[ "${name}" == *:* ]]; then seed=(--seed "${name#*:}"); fi
+        item score "${folder}" --shared true --inputs "${labels}@tokens" "${inputs[@]}" \
+            --outputs "${folder}/results.json" \
+            -- python -m espnet_adaltm.bin.score --system "${folder}" --name "${name%:*}" \
+            "${seed[@]}" --dumps "${dumps[@]}" --labels "${labels}" \
+            --out "${folder}/results.json" "${score_words[@]}"
+        all+=("${inputs[@]}")
+    done
+    for name in ${compare}; do
+        if [[ "${known}" == *" ${name%:*} "* && "${known}" == *" ${name#*:} "* ]]; then
+            compared+=("${name}")
+        fi
+    done
+    item report "${expdir}/report" --shared true --ignore_options command \
+        --inputs "${labels}@tokens" "${vectors}/similarity.json@task_vectors" "${all[@]}" \
+        --outputs "${results_dir}/RESULTS.md" "${results_dir}/results.json" \
+        -- python -m espnet_adaltm.bin.report --systems "$(systems | xargs)" \
+        --dumps "${dumps[@]}" --labels "${labels}" --compare "${compared[@]}" \
+        --recipe "${recipe}" --note "${note}" --command "${ADALTM_RESUME}" --base "${base_dir}" \
+        --task_vectors "${vectors}" --out_dir "${results_dir}" "${score_words[@]}"
+}
+
+after_score() {
+    grep -v '^#' "${expdir}/report/report.log" || true
+    echo "Tables: ${results_dir}/RESULTS.md; numbers: ${results_dir}/results.json;" \
+        "pictures: ${results_dir}/plots/"
+}
+
+stage_export() {
+    local name dir
+    for name in ${export_merges}; do
+        if [[ " ${merges} " != *" ${name} "* ]]; then continue; fi
+        dir=${expdir}/merge_${name}${merge_tag}_seed${seeds%% *}
+        # shellcheck disable=SC2046  # one input per word
+        item export "${dir}" --shared true --inputs "${base_dir}/model.safetensors@base" \
+            $(weights_of "${dir}") "${asr_dir}/head.safetensors@asr_expert" \
+            --outputs "${dir}/export"/{config.json,model.safetensors,recognizer.json,README.md} \
+            -- python -m espnet_adaltm.bin.export --system "${dir}" --base "${base_dir}" \
+            --asr_expert "${asr_dir}" --out "${dir}/export"
+    done
+}
+
+# In braces, bash has read the file to its end: editing it does not disturb a run.
+{
+    run_stages "${first}" "${last}"
+    exit
+}

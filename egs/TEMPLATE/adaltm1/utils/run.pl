@@ -1,0 +1,3 @@
+#!/usr/bin/env bash
+# Kaldi's job command for this machine: [--option value]... [JOB=1:N] LOG COMMAND...
+exec python -m espnet_adaltm.bin.run_job local "$@"

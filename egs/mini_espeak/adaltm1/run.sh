@@ -1,0 +1,48 @@
+#!/usr/bin/env bash
+# The synthetic corpus, made on the spot: the demo, the tests, and an experiment with known answers.
+#
+#   ./run.sh                # quick: shows that everything works
+#   ./run.sh --size full    # large enough, and three seeds, so that its differences mean something
+#   ./run.sh --help         # every option of adaltm.sh is accepted as well
+set -euo pipefail
+
+. utils/parse_options.sh
+option size quick "ci, quick or full: which corpus and which training"
+option audio_dir "" "folder of the wav files (data/<size>/audio unless given)"
+
+show_help() {
+    echo "Usage: $0 [--name value]..."
+    print_options
+    exec ./adaltm.sh --help
+}
+take_options "$@"
+# shellcheck disable=SC2154  # `option` assigns
+case "${size}" in
+    ci) preset=(--seeds 1 --results_dir exp/ci --n_tokens 60) ;;
+    quick) preset=(--seeds 1 --results_dir exp/quick --n_tokens 200) ;;
+    full) preset=(--seeds "1 2 3" --results_dir . --n_tokens 200) ;;
+    *) die "--size is ci, quick or full, not '${size}'" ;;
+esac
+
+ADALTM_RESUME=$(printf '%q ' ./run.sh "$@" | sed 's/ $//')
+export ADALTM_RESUME
+cores=$(env -u OMP_NUM_THREADS nproc)
+# In braces, bash has read the file to its end: editing it does not disturb a run.
+# shellcheck disable=SC2154
+{
+    ./adaltm.sh \
+        --train_set train --valid_set dev --test_sets test \
+        --local_data_opts "--size ${size} --audio_dir ${audio_dir:-data/${size}/audio}" \
+        --datadir "data/${size}" --dumpdir "dump/${size}" --expdir "exp/${size}" \
+        --feats_type extracted --base tiny --base_config "conf/${size}/train_base.yaml" \
+        --asr_config "conf/${size}/train_asr.yaml" --ser_config "conf/${size}/train_ser.yaml" \
+        --merge_config "conf/${size}/train_merge.yaml" --merge_dir ../../../conf/tiny/merge \
+        --token_type unigram --n_tokens 100 --merge_jobs "${cores}" --nj "${cores}" \
+        "${preset[@]}" "${rest[@]}" &
+    trap 'kill -TERM $! 2>/dev/null; wait $!; exit 143' INT TERM HUP
+    wait $!
+    if [ "${size}" != full ]; then
+        echo "This run shows that everything works; ./run.sh --size full carries the evidence."
+    fi
+    exit
+}

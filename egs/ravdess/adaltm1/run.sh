@@ -1,0 +1,31 @@
+#!/usr/bin/env bash
+# RAVDESS: acted emotional speech, English, 24 actors, 8 emotions, two sentences.
+#
+#   ./run.sh --ravdess_root /path/to/RAVDESS                            # the tiny base
+#   ./run.sh --ravdess_root /path/to/RAVDESS --base microsoft/wavlm-large --model wavlm_large --ngpu 1
+#   ./run.sh --help                          # every option of adaltm.sh is accepted as well
+set -euo pipefail
+
+. utils/parse_options.sh
+option ravdess_root "" "folder of the corpus as released; stage 1 needs it"
+option model tiny "folder of ../../../conf with the training configurations"
+
+show_help() {
+    echo "Usage: $0 [--name value]..."
+    print_options
+    exec ./adaltm.sh --help
+}
+take_options "$@"
+
+ADALTM_RESUME=$(printf '%q ' ./run.sh "$@" | sed 's/ $//')
+export ADALTM_RESUME
+# shellcheck disable=SC2154  # `option` assigns
+conf=../../../conf/${model}
+# shellcheck disable=SC2154
+exec ./adaltm.sh \
+    --train_set train --valid_set dev --test_sets test \
+    --local_data_opts "--ravdess_root ${ravdess_root}" \
+    --base_config "${conf}/train_base.yaml" --asr_config "${conf}/train_asr.yaml" \
+    --ser_config "${conf}/train_ser.yaml" --merge_config "${conf}/train_merge.yaml" \
+    --merge_dir "${conf}/merge" --token_type char --n_tokens 0 \
+    "${rest[@]}"

@@ -1,0 +1,52 @@
+"""Requirement files, setup.py and the installer agree with each other."""
+
+import importlib.util
+import re
+import subprocess
+from pathlib import Path
+
+import setuptools
+
+ROOT = Path(__file__).parents[2]
+TOOLS = ROOT / "tools"
+
+
+def names(*files: str) -> set[str]:
+    text = "\n".join((TOOLS / name).read_text() for name in files)
+    return set(re.findall(r"^([\w-]+)==", text, re.MULTILINE))
+
+
+def test_setup_and_requirements_name_the_same_packages(monkeypatch):
+    called = {}
+    monkeypatch.setattr(setuptools, "setup", lambda **options: called.update(options))
+    monkeypatch.chdir(ROOT)
+    spec = importlib.util.spec_from_file_location("project_setup", ROOT / "setup.py")
+    spec.loader.exec_module(importlib.util.module_from_spec(spec))
+
+    def bare(requirements: list[str]) -> set[str]:
+        return {re.split(r"[<>=]", requirement)[0] for requirement in requirements}
+
+    assert bare(called["install_requires"]) == names("requirements.txt", "requirements-torch.txt")
+    assert bare(called["extras_require"]["train"]) == names(
+        "requirements-train.txt", "requirements-torchaudio.txt"
+    )
+    assert bare(called["extras_require"]["dev"]) == names("requirements-dev.txt")
+    assert "espnet_adaltm.training" in called["packages"]
+
+
+def test_installer_refuses_what_it_does_not_know(tmp_path):
+    for words, message in (
+        (["--foo"], "unknown option --foo"),
+        (["--device", "tpu"], "--device is auto, cpu or cuda"),
+        (["--venv"], "--venv needs a value"),
+        (["--python", str(tmp_path)], "is not a Python"),
+    ):
+        result = subprocess.run([TOOLS / "setup.sh", *words], capture_output=True, text=True)
+        assert result.returncode == 1
+        assert message in result.stderr
+
+
+def test_makefile_help_lists_its_targets():
+    result = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True)
+    for target in ("env", "demo", "test", "lint", "clean"):
+        assert re.search(rf"^{target} ", result.stdout, re.MULTILINE)

@@ -1,0 +1,334 @@
+"""Items: what runs, what is skipped, what starts over and what goes on."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from espnet_adaltm.bin import run_item
+from espnet_adaltm.errors import UserError
+from espnet_adaltm.stamps import Hashes, Item, clear, locked, split_options
+
+COUNT = "import sys; open(sys.argv[1], 'a').write('x')"
+
+
+@pytest.fixture(autouse=True)
+def in_folder(tmp_path, monkeypatch):
+    """Work in an empty folder with one input."""
+    monkeypatch.chdir(tmp_path)
+    Path("in.txt").write_text("one")
+    Path("conf.yaml").write_text("# a comment\nlr: 0.1\nmax_epoch: 3\n")
+
+
+def run(*extra: str, command: tuple[str, ...] = (), inputs: tuple[str, ...] = ("in.txt@stage 1",)):
+    """Run an item that appends an x to w/out; returns the exit status."""
+    words = ["--name", "n", "--workdir", "w", "--inputs", *inputs, "--outputs", "w/out", *extra]
+    return run_item.main([*words, "--", sys.executable, "-c", COUNT, "w/out", *command])
+
+
+def runs() -> int:
+    """How often the command ran since the folder was last emptied."""
+    return len(Path("w/out").read_text())
+
+
+def test_done_is_skipped(capsys):
+    assert run() == 0
+    assert run() == 0
+    assert runs() == 1
+    assert "skip" in capsys.readouterr().out
+
+
+def test_stamp_holds_command_inputs_and_outputs():
+    run()
+    stamp = json.loads(Path("w/.stamps/n.json").read_text())
+    assert stamp["command"][0] == "python"
+    assert stamp["inputs"]["in.txt"][0] == 3
+    # sha256 of b"one"
+    assert stamp["inputs"]["in.txt"][2].startswith("7692c3ad3540bb803c020b3aee66cd88")
+    assert stamp["outputs"] == {"w/out": 1}
+    assert not Path("w/.stamps/n.started.json").exists()
+
+
+def test_changed_input_starts_over(capsys):
+    run()
+    Path("w/left_over").touch()
+    Path("in.txt").write_text("two")
+    assert run() == 0
+    assert runs() == 1
+    assert not Path("w/left_over").exists()
+    assert "changed: in.txt" in capsys.readouterr().out
+
+
+def test_same_contents_with_another_date_are_skipped():
+    run()
+    os.utime("in.txt", (1, 1))
+    run()
+    assert runs() == 1
+    assert json.loads(Path("w/.stamps/n.json").read_text())["inputs"]["in.txt"][1] == 10**9
+
+
+def test_changed_option_starts_over(capsys):
+    run(command=("--lr", "1"))
+    Path("w/left_over").touch()
+    run(command=("--lr", "2"))
+    assert not Path("w/left_over").exists()
+    assert "1 -> 2" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("option", ["--ngpu", "--num_workers", "--mine"])
+def test_irrelevant_option_is_skipped(option):
+    run("--ignore_options", "mine", command=(option, "1"))
+    run("--ignore_options", "mine", command=(option, "2"))
+    run("--ignore_options", "mine", command=(f"{option}=3",))
+    assert runs() == 1
+
+
+def test_more_epochs_go_on():
+    run(command=("--max_epoch", "3"))
+    run(command=("--max_epoch", "5"))
+    assert runs() == 2
+
+
+def test_more_epochs_in_a_configuration_go_on_and_comments_do_not_count():
+    inputs = ("conf.yaml",)
+    run(inputs=inputs)
+    Path("conf.yaml").write_text("# another comment\n\nlr: 0.1\nmax_epoch: 3\n")
+    run(inputs=inputs)
+    assert runs() == 1
+    Path("conf.yaml").write_text("lr: 0.1\nmax_epoch: 9\n")
+    run(inputs=inputs)
+    assert runs() == 2
+    Path("conf.yaml").write_text("lr: 0.2\nmax_epoch: 9\n")
+    run(inputs=inputs)
+    assert runs() == 1
+
+
+@pytest.mark.parametrize("damage", [os.unlink, lambda path: os.truncate(path, 0)])
+def test_damaged_output_is_made_again(damage):
+    run()
+    damage("w/out")
+    run()
+    assert runs() == 1
+
+
+def test_force():
+    run()
+    Path("w/left_over").touch()
+    run("--force", "true")
+    assert not Path("w/left_over").exists()
+
+
+def test_missing_input_names_its_stage(capsys):
+    os.unlink("in.txt")
+    assert run() == 1
+    assert "in.txt is missing: run stage 1 first" in capsys.readouterr().err
+    assert not Path("w/out").exists()
+
+
+def test_empty_input_is_refused(capsys):
+    Path("in.txt").write_text("")
+    assert run() == 1
+    assert "in.txt is empty: run stage 1 again" in capsys.readouterr().err
+
+
+def test_missing_output_is_an_error(capsys):
+    assert run("--outputs", "w/out", "w/other") == 1
+    assert "w/other is missing" in capsys.readouterr().err
+    assert not Path("w/.stamps/n.json").exists()
+
+
+def test_failure_is_told_with_how_to_resume(capsys, monkeypatch):
+    monkeypatch.setenv("ADALTM_RESUME", "./run.sh --size ci")
+    words = ["--name", "n", "--workdir", "w", "--stage", "5/12 asr_expert", "--outputs", "w/out"]
+    assert run_item.main([*words, "--", "false"]) == 1
+    error = capsys.readouterr().err
+    assert "status 1" in error
+    assert "./run.sh --size ci --stage 5 --stop_stage 5" in error
+    assert Path("w/resume.txt").read_text() == "./run.sh --size ci --stage 5 --stop_stage 5\n"
+
+
+def test_failure_goes_on_without_emptying():
+    fail_once = "import os, sys; os.path.exists('w/a') or (open('w/a', 'w'), sys.exit(3)); "
+    words = ["--name", "n", "--workdir", "w", "--outputs", "w/out", "--", sys.executable, "-c"]
+    code = fail_once + "open('w/out', 'w').write('x')"
+    assert run_item.main([*words, code]) == 1
+    assert run_item.main([*words, code]) == 0
+
+
+def test_shared_folder_keeps_the_others():
+    run("--shared", "true")
+    Path("w/others").touch()
+    Path("in.txt").write_text("two")
+    run("--shared", "true")
+    assert Path("w/others").exists()
+    assert runs() == 1
+
+
+def test_working_directory_is_never_emptied():
+    with pytest.raises(UserError, match="choose another folder"):
+        clear(Item("n", Path("."), ["true"]))
+    assert Path("in.txt").exists()
+
+
+def test_second_run_is_kept_out():
+    item = Item("n", Path("w"), ["true"])
+    with locked(item), pytest.raises(UserError, match="another run"), locked(item):
+        pass
+
+
+def test_unreadable_stamp_means_run_again():
+    run()
+    Path("w/.stamps/n.json").write_text("{")
+    run()
+    assert runs() == 2
+
+
+@pytest.mark.parametrize(
+    "words", [["--nme", "n", "--", "true"], ["--name", "n"], ["--workdir", "w", "--", "true"]]
+)
+def test_wrong_item_is_refused(words, capsys):
+    assert run_item.main(words) == 1
+    assert "error:" in capsys.readouterr().err
+
+
+def test_split_options():
+    rest, taken = split_options(["p", "--a", "1", "--b=2", "--c", "--d"], frozenset("abc"))
+    assert rest == ["p", "--d"]
+    assert taken == ["--a", "1", "--b=2", "--c"]
+
+
+def test_files_are_hashed_once(monkeypatch):
+    hashed = []
+    monkeypatch.setattr("espnet_adaltm.stamps.sha256_file", lambda path: hashed.append(path) or "h")
+    hashes = Hashes()
+    assert hashes.entry("in.txt") == hashes.entry("in.txt")
+    assert hashed == ["in.txt"]
+
+
+def test_logs_of_earlier_runs_are_kept():
+    job = Path("job")
+    job.write_text('#!/bin/sh\nlog=$1; shift; "$@" >$log\n')
+    job.chmod(0o755)
+    words = ["--name", "n", "--workdir", "w", "--job", str(job.resolve()), "--log", "w/train.log"]
+    words += ["--outputs", "w/out", "--", "bash", "-c"]
+    code = "echo x >>w/out; wc -l <w/out; [ $(wc -l <w/out) -ge 3 ]"
+    assert [run_item.main([*words, code]) for _ in range(3)] == [1, 1, 0]
+    logs = [Path(f"w/train{part}.log").read_text().strip() for part in (".2", ".1", "")]
+    assert logs == ["1", "2", "3"]
+
+
+def test_place_of_the_log_in_the_job_command():
+    words = ["--name", "n", "--workdir", "w", "--log", "w/l", "--job", "launch --log {log} --"]
+    task = run_item.parse_item([*words, "--", "python", "x.py"])
+    assert task.words() == ["launch", "--log", "w/l", "--", "python", "x.py"]
+
+
+def batch(*items: list[str]) -> str:
+    """Write a batch file as the shell does."""
+    fields = [field for item in items for field in (str(len(item)), *item)]
+    Path("batch").write_bytes("".join(f"{field}\0" for field in fields).encode())
+    return "batch"
+
+
+def item_words(name: str, code: str) -> list[str]:
+    return ["--name", name, "--workdir", name, "--outputs", f"{name}/out", "--",
+            sys.executable, "-c", code]  # fmt: skip
+
+
+def test_batch_stops_after_a_failure(capsys):
+    make = "open('{0}/out', 'w').write('x')"
+    path = batch(
+        item_words("a", make.format("a")),
+        item_words("b", "raise SystemExit(4)"),
+        item_words("c", make.format("c")),
+    )
+    assert run_item.main(["--batch", path]) == 1
+    assert Path("a/out").exists()
+    assert not Path("c/out").exists()
+    assert "b: b failed with status 4" in capsys.readouterr().err
+
+
+def test_batch_in_parallel():
+    wait = (
+        "import os, time\nopen('{0}/here', 'w')\n"
+        "while not os.path.exists('{1}/here'): time.sleep(0.01)\nopen('{0}/out', 'w').write('x')"
+    )
+    path = batch(item_words("a", wait.format("a", "b")), item_words("b", wait.format("b", "a")))
+    assert run_item.main(["--batch", path, "--jobs", "2"]) == 0
+
+
+def test_batch_list_runs_nothing(capsys):
+    path = batch(item_words("a", "open('a/out', 'w').write('x')"))
+    assert run_item.main(["--batch", path, "--list", "true"]) == 0
+    assert "run (first time)" in capsys.readouterr().out
+    assert not Path("a").exists()
+
+
+def start(*words: str) -> subprocess.Popen:
+    environment = {**os.environ, "PYTHONPATH": str(Path(run_item.__file__).parents[2])}
+    return subprocess.Popen(
+        [sys.executable, "-m", "espnet_adaltm.bin.run_item", *words], env=environment
+    )
+
+
+def wait_for(condition, seconds: float = 20.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.02)
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_killed_run_ends_its_children_and_goes_on(number):
+    Path("w").mkdir()
+    code = (
+        "import os, sys, time\n"
+        "if os.path.exists('w/go'): open('w/out', 'w').write('x'); sys.exit()\n"
+        "open('w/pid.tmp', 'w').write(str(os.getpid())); os.rename('w/pid.tmp', 'w/pid')\n"
+        "time.sleep(60)"
+    )
+    words = [
+        "--name",
+        "n",
+        "--workdir",
+        "w",
+        "--outputs",
+        "w/out",
+        "--",
+        sys.executable,
+        "-c",
+        code,
+    ]
+    process = start(*words)
+    wait_for(Path("w/pid").exists)
+    pid = int(Path("w/pid").read_text())
+    process.send_signal(number)
+    assert process.wait(20) == 128 + number
+    wait_for(lambda: not alive(pid))
+    Path("w/go").touch()
+    # The same item again: the folder, with what the killed run left, is still there.
+    assert start(*words).wait(20) == 0
+    assert Path("w/pid").exists()
+    assert Path("w/.stamps/n.json").exists()
+
+
+def test_nothing_heavy_is_imported():
+    code = "import sys, espnet_adaltm.bin.run_item; print([m for m in sys.modules if m in {heavy}])"
+    heavy = {"numpy", "torch", "yaml", "espnet2", "transformers"}
+    command = [sys.executable, "-c", code.format(heavy=heavy)]
+    out = subprocess.run(
+        command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1]
+    )
+    assert out.stdout == "[]\n"
