@@ -34,11 +34,11 @@ option stage data "first stage, number or name"
 option stop_stage export "last stage, number or name"
 option force false "do these stages again, whatever was done"
 option dry_run false "only say what would be done"
-# How to compute: none of these changes a result
+# How to compute: none of these changes a result beyond rounding
 option ngpu 0 "GPUs per training job and node; 0 is the CPU"
 option num_nodes 1 "nodes per training job"
 option nj 1 "decoding jobs at a time"
-option merge_jobs 1 "merges trained at a time"
+option merge_jobs 1 "merges (and experts, with a control) trained at a time"
 option num_workers 0 "processes that read data, per training job"
 option python "" "Python interpreter or environment instead of that of tools/setup.sh"
 # Data
@@ -59,6 +59,7 @@ option token_args "" "more options for bin/prepare_tokens.py"
 option label_args "" "more options for bin/prepare_labels.py"
 # Models
 option base tiny "tiny (pre-trained here), random, a Hub id, a folder or a .pt file"
+option control_base "" "a second base, e.g. random: its experts join the tables, for comparison"
 option feats_type raw "raw, or extracted: the frozen CNN's output is computed once"
 option num_units 100 "for base tiny: units that masked prediction predicts"
 option base_config conf/train_base.yaml "training, and shape (encoder_conf), of a tiny or random base"
@@ -129,17 +130,31 @@ tag() {
 stem() {
     basename "$1" .yaml
 }
-case "${base}" in
-    tiny) base_tag=tiny$(tag "${base_args}" "$(changed num_units expert_seed)") ;;
-    random) base_tag=random$(tag "$(changed expert_seed)") ;;
-    *) base_tag=$(basename "${base}" .pt) ;;
-esac
-base_dir=${expdir}/base_${base_tag}
-asr_tag=${base_tag}_$(stem "${asr_config}")_$(basename "${tokens}")$(tag "${asr_args}" \
-    "$(changed expert_seed token_args)")
-ser_tag=${base_tag}_$(stem "${ser_config}")$(tag "${ser_args}" "$(changed expert_seed)")
-asr_dir=${expdir}/asr_expert_${asr_tag}
-ser_dir=${expdir}/ser_expert_${ser_tag}
+# name_experts: sets the folders of base and experts, which carry the name of `base`.
+name_experts() {
+    local base_tag asr_tag ser_tag
+    case "${base}" in
+        tiny) base_tag=tiny$(tag "${base_args}" "$(changed num_units expert_seed)") ;;
+        random) base_tag=random$(tag "$(changed expert_seed)") ;;
+        *) base_tag=$(basename "${base}" .pt) ;;
+    esac
+    asr_tag=${base_tag}_$(stem "${asr_config}")_$(basename "${tokens}")$(tag "${asr_args}" \
+        "$(changed expert_seed token_args)")
+    ser_tag=${base_tag}_$(stem "${ser_config}")$(tag "${ser_args}" "$(changed expert_seed)")
+    base_dir=${expdir}/base_${base_tag}
+    asr_dir=${expdir}/asr_expert_${asr_tag}
+    ser_dir=${expdir}/ser_expert_${ser_tag}
+}
+name_experts
+
+# for_control FUNCTION ARGUMENT...: calls it as if --base were what --control_base is, if anything.
+for_control() {
+    local base=${control_base} base_dir asr_dir ser_dir
+    if [ -n "${control_base}" ]; then
+        name_experts
+        "$@"
+    fi
+}
 vectors=${expdir}/task_vectors
 
 merge_tag=$(tag "${merge_args}")
@@ -240,6 +255,11 @@ stage_tokens() {
 }
 
 stage_base() {
+    make_base
+    for_control make_base
+}
+
+make_base() {
     local set device=cpu
     case "${base}" in
         tiny) train_tiny_base ;;
@@ -293,6 +313,12 @@ train_tiny_base() {
 }
 
 stage_asr_expert() {
+    if [ -n "${control_base}" ]; then stage_jobs=${merge_jobs}; fi
+    train_asr_expert
+    for_control train_asr_expert
+}
+
+train_asr_expert() {
     training "${expert_seed}"
     fed_with asr_shape
     item train "${asr_dir}" --inputs "${asr_config}" "${fed[@]}" "${tokens}/tokens.model@tokens" \
@@ -303,6 +329,12 @@ stage_asr_expert() {
 }
 
 stage_ser_expert() {
+    if [ -n "${control_base}" ]; then stage_jobs=${merge_jobs}; fi
+    train_ser_expert
+    for_control train_ser_expert
+}
+
+train_ser_expert() {
     training "${expert_seed}"
     fed_with ser_shape
     item train "${ser_dir}" --inputs "${ser_config}" "${fed[@]}" "${labels}@tokens" \
@@ -356,6 +388,7 @@ stage_baselines() {
 systems() {
     local name seed
     echo "asr_expert=${asr_dir}" "ser_expert=${ser_dir}"
+    for_control control_systems
     for name in ${baselines}; do
         for seed in ${seeds}; do echo "${name}:${seed}=${expdir}/${name}_seed${seed}"; done
     done
@@ -364,11 +397,28 @@ systems() {
     done
 }
 
+control_systems() {
+    local name
+    name=$(basename "${control_base}" .pt)
+    echo "asr_${name}=${asr_dir}" "ser_${name}=${ser_dir}"
+}
+
+# base_of SYSTEM: the folder of the base that it stands on.
+base_of() {
+    case " $(for_control control_systems | xargs) " in
+        *" $1 "*) for_control echo_base ;;
+        *) echo "${base_dir}" ;;
+    esac
+}
+echo_base() {
+    echo "${base_dir}"
+}
+
 # weights_of FOLDER: the files that a system's answers depend on, with their stages.
 weights_of() {
     case "$1" in
-        "${asr_dir}") echo "$1/expert.safetensors@asr_expert $1/head.safetensors@asr_expert" ;;
-        "${ser_dir}") echo "$1/expert.safetensors@ser_expert $1/head.safetensors@ser_expert" ;;
+        "${expdir}"/asr_expert_*) echo "$1/expert.safetensors@asr_expert $1/head.safetensors@asr_expert" ;;
+        "${expdir}"/ser_expert_*) echo "$1/expert.safetensors@ser_expert $1/head.safetensors@ser_expert" ;;
         "${expdir}"/merge_*) echo "$1/coefficients.json@merge $1/head.safetensors@merge" \
             "${vectors}/asr.safetensors@task_vectors ${vectors}/ser.safetensors@task_vectors" ;;
         *) echo "$1/head.safetensors@baselines" ;;
@@ -393,7 +443,7 @@ stage_decode() {
                 --outputs $(answers_of "${system}" "${folder}/decode/${set}" "") \
                 -- python -m espnet_adaltm.bin.decode --system "${folder}" \
                 --dump "${dumpdir}/${set}" --labels "${labels}" --asr_expert "${asr_dir}" \
-                --base "${base_dir}" --feats_type "${feats_type}" --device "${device}" \
+                --base "$(base_of "${system}")" --feats_type "${feats_type}" --device "${device}" \
                 "${decode_words[@]}"
         done
     done
@@ -402,14 +452,15 @@ stage_decode() {
 # answers_of SYSTEM FOLDER SUFFIX: what decoding writes there; the ASR expert knows no emotions.
 answers_of() {
     case "$1" in
-        asr_expert=*) echo "$2/text$3" ;;
+        *=*/asr_expert_*) echo "$2/text$3" ;;
         *) echo "$2/utt2prob$3 $2/utt2emo$3" ;;
     esac
 }
 
 stage_score() {
     local system name folder seed set dumps=() inputs=() all=() compared=()
-    local known=" asr_expert ser_expert ${baselines} ${merges} "
+    local known
+    known=" $(systems | xargs -n1 | sed 's/[:=].*//' | xargs) "
     for set in ${test_sets}; do
         dumps+=("${dumpdir}/${set}")
         all+=("${dumpdir}/${set}/utt2emo@audio")

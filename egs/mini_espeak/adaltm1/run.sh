@@ -20,7 +20,7 @@ take_options "$@"
 case "${size}" in
     ci) preset=(--seeds 1 --results_dir exp/ci --n_tokens 60) ;;
     quick) preset=(--seeds 1 --results_dir exp/quick --n_tokens 200) ;;
-    full) preset=(--seeds "1 2 3" --results_dir . --n_tokens 200) ;;
+    full) preset=(--seeds "1 2 3" --results_dir . --n_tokens 200 --control_base random) ;;
     *) die "--size is ci, quick or full, not '${size}'" ;;
 esac
 
