@@ -3,6 +3,7 @@
 import importlib.util
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import setuptools
@@ -50,3 +51,12 @@ def test_makefile_help_lists_its_targets():
     result = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True)
     for target in ("env", "demo", "test", "lint", "clean"):
         assert re.search(rf"^{target} ", result.stdout, re.MULTILINE)
+
+
+def test_the_tables_of_the_readme_are_those_of_the_results():
+    done = subprocess.run(
+        [sys.executable, ROOT / "tools" / "readme_table.py", "--check"],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
