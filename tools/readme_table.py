@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Copy the tables of the recipes' generated RESULTS.md into README.md.
 
-    tools/readme_table.py           # rewrite what lies between <!-- results:X --> and <!-- end -->
-    tools/readme_table.py --check   # only fail if that would change something
+tools/readme_table.py           # rewrite what lies between <!-- results:X --> and <!-- end -->
+tools/readme_table.py --check   # only fail if that would change something
 """
 
 import re

@@ -8,10 +8,11 @@ Run it with ``python -m espnet_adaltm.bin.prepare_labels``.
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from espnet_adaltm.config import check_keys, nearest
 from espnet_adaltm.errors import UserError
-from espnet_adaltm.files import Pathlike, read_json, write_json
+from espnet_adaltm.files import Pathlike, read_json, write_json, write_text
 
 _SUM_TOLERANCE = 1e-3
 _KEYS = ("labels", "codes", "counts", "policy")
@@ -106,7 +107,11 @@ def load_labels(path: Pathlike) -> Labels:
 
 
 def save_labels(path: Pathlike, labels: Labels) -> None:
-    """Write ``labels.json``, atomically."""
+    """Write ``labels.json``, and ``labels.txt`` with the names alone, atomically.
+
+    The counts of a test set are no business of a training: the names say all that it depends on.
+    """
+    write_text(Path(path).with_suffix(".txt"), "".join(f"{name}\n" for name in labels.labels))
     write_json(
         path,
         {

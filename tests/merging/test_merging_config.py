@@ -8,7 +8,7 @@ from merging_common import LAYERS, base_encoder
 from espnet_adaltm.errors import UserError
 from espnet_adaltm.merging.config import MergeConfig
 
-FOLDER = Path(__file__).parents[2] / "conf" / "tiny" / "merge"
+FOLDER = Path(__file__).parents[2] / "conf" / "merge"
 COUNTS = {  # learned coefficients on the test encoder: tasks x groups
     "base": 0,
     "asr_only": LAYERS + 1,

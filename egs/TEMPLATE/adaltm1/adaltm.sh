@@ -118,11 +118,12 @@ export ADALTM_RESUME=${ADALTM_RESUME:-$(printf '%q ' "$0" "$@" | sed 's/ $//')}
 all_sets="${train_set} ${valid_set} ${test_sets}"
 tokens=${datadir}/tokens/${token_type}${n_tokens#0}
 labels=${datadir}/labels.json
+label_names=${datadir}/labels.txt # what a training depends on; it reads labels.json
 
 # tag WORDS: "_<hash>" of overrides that change the result; nothing if there are none.
 tag() {
-    local words
-    words=$(echo "$*" | xargs)
+    local words ignored="max_epoch|num_workers|ngpu|log_interval|log_level|use_tensorboard|wandb_[a-z]+"
+    words=$(echo "$*" | sed -E "s/--(${ignored}|use_wandb)[ =][^ ]+//g" | xargs)
     if [ -n "${words}" ]; then
         printf '_%s' "$(printf '%s' "${words}" | sha256sum | cut -c1-6)"
     fi
@@ -130,6 +131,9 @@ tag() {
 stem() {
     basename "$1" .yaml
 }
+feats_tag=
+if [ "${feats_type}" = raw ]; then feats_tag=_raw; fi
+
 # name_experts: sets the folders of base and experts, which carry the name of `base`.
 name_experts() {
     local base_tag asr_tag ser_tag
@@ -142,8 +146,8 @@ name_experts() {
         "$(changed expert_seed token_args)")
     ser_tag=${base_tag}_$(stem "${ser_config}")$(tag "${ser_args}" "$(changed expert_seed)")
     base_dir=${expdir}/base_${base_tag}
-    asr_dir=${expdir}/asr_expert_${asr_tag}
-    ser_dir=${expdir}/ser_expert_${ser_tag}
+    asr_dir=${expdir}/asr_expert_${asr_tag}${feats_tag}
+    ser_dir=${expdir}/ser_expert_${ser_tag}${feats_tag}
 }
 name_experts
 
@@ -155,9 +159,10 @@ for_control() {
         "$@"
     fi
 }
-vectors=${expdir}/task_vectors
-
-merge_tag=$(tag "${merge_args}")
+# Task vectors and merges stand on both experts: other experts, other folders.
+experts=$(printf '%s' "${asr_dir##*/} ${ser_dir##*/}" | sha256sum | cut -c1-6)
+vectors=${expdir}/task_vectors_${experts}
+merge_tag=_$(stem "${merge_config}")_${experts}$(tag "${merge_args}")
 
 # Lists of words, each split once.
 read -ra local_data_words <<<"${local_data_opts}"
@@ -227,7 +232,9 @@ stage_audio() {
             --outputs "${dumpdir}/${set}"/{wav.scp,utt2spk,utt2num_samples,audit.md} \
             -- python -m espnet_adaltm.bin.format_audio --data "${datadir}/${set}" \
             --out "${dumpdir}/${set}" --min_seconds "${min_seconds}" --max_seconds "${max_seconds}"
-        inputs+=("${dumpdir}/${set}/wav.scp@audio" "${dumpdir}/${set}/utt2spk@audio")
+        # shellcheck disable=SC2207  # one input per word
+        inputs+=("${dumpdir}/${set}/wav.scp@audio" "${dumpdir}/${set}/utt2spk@audio"
+            $(present "${dumpdir}/${set}@audio" text utt2emo audio_stats.tsv))
         dumps+=("${dumpdir}/${set}")
     done
     if "${allow_speaker_overlap}"; then overlap=(--allow_speaker_overlap); fi
@@ -249,7 +256,8 @@ stage_tokens() {
         sets+=("${set}=${dumpdir}/${set}")
         inputs+=("${dumpdir}/${set}/utt2emo@audio")
     done
-    item labels "${datadir}" --shared true --inputs "${inputs[@]}" --outputs "${labels}" \
+    item labels "${datadir}" --shared true --inputs "${dumpdir}/audit.md@audio" "${inputs[@]}" \
+        --outputs "${labels}" "${label_names}" \
         -- python -m espnet_adaltm.bin.prepare_labels --sets "${sets[@]}" --out "${labels}" \
         "${label_words[@]}"
 }
@@ -283,7 +291,11 @@ make_base() {
 base_item() { # base_item OPTIONS...: a base that is not trained here
     local files=()
     if [ -f "${base}" ]; then files=("${base}"); fi
-    if [ -d "${base}" ]; then files=("${base}/config.json"); fi
+    if [ -d "${base}" ]; then
+        # shellcheck disable=SC2207  # one input per word
+        files=($(present "${base}@data" config.json model.safetensors pytorch_model.bin))
+        files=("${files[@]%@data}")
+    fi
     if [ "${base}" = random ]; then files=("${base_config}"); fi
     item base "${base_dir}" --inputs "${files[@]}" \
         --outputs "${base_dir}"/{config.json,model.safetensors,base.json} \
@@ -334,11 +346,21 @@ stage_ser_expert() {
     for_control train_ser_expert
 }
 
+# emotions: the files that hold the targets of emotion training.
+emotions() {
+    local set
+    for set in "${train_set}" "${valid_set}"; do
+        echo "${dumpdir}/${set}/utt2emo@audio"
+        present "${dumpdir}/${set}@audio" utt2soft
+    done
+}
+
 train_ser_expert() {
     training "${expert_seed}"
     fed_with ser_shape
-    item train "${ser_dir}" --inputs "${ser_config}" "${fed[@]}" "${labels}@tokens" \
-        "${dumpdir}/${train_set}/utt2emo@audio" "${dumpdir}/${valid_set}/utt2emo@audio" \
+    # shellcheck disable=SC2046  # one input per word
+    item train "${ser_dir}" --inputs "${ser_config}" "${fed[@]}" "${label_names}@tokens" \
+        $(emotions) \
         --outputs "${ser_dir}"/{expert.safetensors,head.safetensors,expert.json} \
         -- python -m espnet_adaltm.bin.train_ser --config "${ser_config}" --base "${base_dir}" \
         --labels "${labels}" --output_dir "${ser_dir}" "${training[@]}" "${ser_words[@]}"
@@ -359,9 +381,12 @@ stage_merge() {
     for name in ${merges}; do
         for seed in ${seeds}; do
             dir=${expdir}/merge_${name}${merge_tag}_seed${seed}
-            training "${seed}"
+            # ESPnet seeds an epoch with seed + epoch: neighbours would share their noise.
+            training "$((1000 * seed))"
+            # shellcheck disable=SC2046  # one input per word
             item train "${dir}" --inputs "${merge_config}" "${merge_dir}/${name}.yaml" \
-                "${fed[@]}" "${labels}@tokens" "${vectors}/asr.safetensors@task_vectors" \
+                $(emotions) "${fed[@]}" "${label_names}@tokens" \
+                "${vectors}/asr.safetensors@task_vectors" \
                 "${vectors}/ser.safetensors@task_vectors" \
                 "${ser_dir}/head.safetensors@ser_expert" \
                 --outputs "${dir}"/{coefficients.json,head.safetensors,merge.json} \
@@ -438,7 +463,7 @@ stage_decode() {
         for set in ${test_sets}; do
             # shellcheck disable=SC2046  # one input per word
             item "decode_${set}" "${folder}" --shared true --ignore_options device \
-                --inputs "${dumpdir}/${set}/wav.scp@audio" "${labels}@tokens" \
+                --inputs "${dumpdir}/${set}/wav.scp@audio" "${label_names}@tokens" \
                 "${asr_dir}/head.safetensors@asr_expert" $(weights_of "${folder}") \
                 --outputs $(answers_of "${system}" "${folder}/decode/${set}" "") \
                 -- python -m espnet_adaltm.bin.decode --system "${folder}" \
@@ -453,17 +478,20 @@ stage_decode() {
 answers_of() {
     case "$1" in
         *=*/asr_expert_*) echo "$2/text$3" ;;
+        *=*/merge_*) echo "$2/utt2prob$3 $2/utt2emo$3 $2/text$3" ;;
         *) echo "$2/utt2prob$3 $2/utt2emo$3" ;;
     esac
 }
 
 stage_score() {
-    local system name folder seed set dumps=() inputs=() all=() compared=()
+    local system name folder seed set dumps=() inputs=() all=() compared=() references=()
     local known
     known=" $(systems | xargs -n1 | sed 's/[:=].*//' | xargs) "
     for set in ${test_sets}; do
         dumps+=("${dumpdir}/${set}")
-        all+=("${dumpdir}/${set}/utt2emo@audio")
+        # shellcheck disable=SC2207  # one input per word
+        references+=("${dumpdir}/${set}/wav.scp@audio"
+            $(present "${dumpdir}/${set}@audio" utt2spk text utt2emo utt2soft utt2channel))
     done
     for system in $(systems); do
         name=${system%%=*}
@@ -475,7 +503,8 @@ stage_score() {
         done
         seed=()
         if [[ "${name}" == *:* ]]; then seed=(--seed "${name#*:}"); fi
-        item score "${folder}" --shared true --inputs "${labels}@tokens" "${inputs[@]}" \
+        item score "${folder}" --shared true \
+            --inputs "${label_names}@tokens" "${references[@]}" "${inputs[@]}" \
             --outputs "${folder}/results.json" \
             -- python -m espnet_adaltm.bin.score --system "${folder}" --name "${name%:*}" \
             "${seed[@]}" --dumps "${dumps[@]}" --labels "${labels}" \
@@ -488,7 +517,8 @@ stage_score() {
         fi
     done
     item report "${expdir}/report" --shared true --ignore_options command \
-        --inputs "${labels}@tokens" "${vectors}/similarity.json@task_vectors" "${all[@]}" \
+        --inputs "${label_names}@tokens" "${vectors}/similarity.json@task_vectors" \
+        "${references[@]}" "${all[@]}" \
         --outputs "${results_dir}/RESULTS.md" "${results_dir}/results.json" \
         -- python -m espnet_adaltm.bin.report --systems "$(systems | xargs)" \
         --dumps "${dumps[@]}" --labels "${labels}" --compare "${compared[@]}" \

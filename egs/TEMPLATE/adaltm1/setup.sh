@@ -45,11 +45,11 @@ set -euo pipefail
 
 ADALTM_RESUME=$(printf '%q ' ./run.sh "$@" | sed 's/ $//')
 export ADALTM_RESUME
-conf=${ADALTM_ROOT:-../../..}/conf/tiny
+conf=${ADALTM_ROOT:-../../..}/conf
 exec ./adaltm.sh \
     --train_set train --valid_set dev --test_sets test \
-    --base_config "${conf}/train_base.yaml" --asr_config "${conf}/train_asr.yaml" \
-    --ser_config "${conf}/train_ser.yaml" --merge_config "${conf}/train_merge.yaml" \
+    --base_config "${conf}/tiny/train_base.yaml" --asr_config "${conf}/tiny/train_asr.yaml" \
+    --ser_config "${conf}/tiny/train_ser.yaml" --merge_config "${conf}/tiny/train_merge.yaml" \
     --merge_dir "${conf}/merge" \
     "$@"
 EOF

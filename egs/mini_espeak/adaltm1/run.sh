@@ -8,6 +8,7 @@ set -euo pipefail
 
 . utils/parse_options.sh
 option size quick "ci, quick or full: which corpus and which training"
+option labelled_share "" "share of the training set with an emotion label (full: 0.25, else 0.5)"
 option audio_dir "" "folder of the wav files (data/<size>/audio unless given)"
 
 show_help() {
@@ -24,6 +25,8 @@ case "${size}" in
     *) die "--size is ci, quick or full, not '${size}'" ;;
 esac
 
+share=${labelled_share:+--labelled_share ${labelled_share}}
+
 ADALTM_RESUME=$(printf '%q ' ./run.sh "$@" | sed 's/ $//')
 export ADALTM_RESUME
 cores=$(env -u OMP_NUM_THREADS nproc)
@@ -32,11 +35,11 @@ cores=$(env -u OMP_NUM_THREADS nproc)
 {
     ./adaltm.sh \
         --train_set train --valid_set dev --test_sets test \
-        --local_data_opts "--size ${size} --audio_dir ${audio_dir:-data/${size}/audio}" \
+        --local_data_opts "--size ${size} --audio_dir ${audio_dir:-data/${size}/audio} ${share}" \
         --datadir "data/${size}" --dumpdir "dump/${size}" --expdir "exp/${size}" \
         --feats_type extracted --base tiny --base_config "conf/${size}/train_base.yaml" \
         --asr_config "conf/${size}/train_asr.yaml" --ser_config "conf/${size}/train_ser.yaml" \
-        --merge_config "conf/${size}/train_merge.yaml" --merge_dir ../../../conf/tiny/merge \
+        --merge_config "conf/${size}/train_merge.yaml" --merge_dir ../../../conf/merge \
         --token_type unigram --n_tokens 100 --merge_jobs "${cores}" --nj "${cores}" \
         "${preset[@]}" "${rest[@]}" &
     trap 'kill -TERM $! 2>/dev/null; wait $!; exit 143' INT TERM HUP

@@ -7,7 +7,7 @@
 set -euo pipefail
 
 . utils/parse_options.sh
-option nemo_root "" "folder of the corpus as released; stage 1 needs it"
+option nemo_root "" "folder of the corpus as released; stage 1 needs it (nEMO: github.com/amu-cai/nEMO, huggingface.co/datasets/amu-cai/nEMO; CC BY-NC-SA 4.0)"
 option model tiny "folder of ../../../conf with the training configurations"
 
 show_help() {
@@ -22,10 +22,15 @@ export ADALTM_RESUME
 # shellcheck disable=SC2154  # `option` assigns
 conf=../../../conf/${model}
 # shellcheck disable=SC2154
+if [ -n "${nemo_root}" ]; then
+    preset=(--local_data_opts "--nemo_root ${nemo_root}")
+else
+    [ -f data/train/wav.scp ] || die "--nemo_root is missing: the folder of the corpus as released"
+    preset=(--stage audio)
+fi
 exec ./adaltm.sh \
     --train_set train --valid_set dev --test_sets test \
-    --local_data_opts "--nemo_root ${nemo_root}" \
     --base_config "${conf}/train_base.yaml" --asr_config "${conf}/train_asr.yaml" \
     --ser_config "${conf}/train_ser.yaml" --merge_config "${conf}/train_merge.yaml" \
-    --merge_dir "${conf}/merge" --token_type char --n_tokens 0 \
-    "${rest[@]}"
+    --merge_dir ../../../conf/merge --token_type char --n_tokens 0 \
+    "${preset[@]}" "${rest[@]}"
