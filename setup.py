@@ -7,7 +7,7 @@ from setuptools import find_packages, setup
 # Names as in tools/requirements.txt; a test compares the two.
 INFERENCE = [
     "espeakng-loader>=0.2.4",
-    "jiwer>=3.0",
+    "huggingface-hub>=1.31",
     "kaldiio>=2.18",
     "matplotlib>=3.8",
     "numpy>=1.26",
@@ -24,7 +24,7 @@ INFERENCE = [
     "transformers>=5.0",
 ]
 TRAINING = ["espnet==202511", "tensorboard>=2.16", "torchaudio"]
-DEVELOPMENT = ["pytest>=8.0", "pytest-xdist>=3.5", "ruff>=0.9"]
+DEVELOPMENT = ["jiwer>=3.0", "pytest>=8.0", "pytest-xdist>=3.5", "ruff>=0.9"]
 
 readme = Path(__file__).with_name("README.md")
 

@@ -1,13 +1,20 @@
-"""Atomic writes, and reads that explain themselves."""
+"""Atomic writes, and reads that explain themselves.
+
+What is being written has a temporary name, ``.<name>.<host>.<process>.<random>.tmp``, beside the
+final one. A process that is killed leaves it behind; the next writer of the same name on the same
+machine removes it.
+"""
 
 import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import IO, Any
 
@@ -20,6 +27,40 @@ def _explain(error: OSError, path: Path) -> Exception:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return UserError(f"no space left on the disk of {path.parent}: free some and run again")
     return error
+
+
+@cache
+def _host() -> str:
+    """This machine as part of a file name; a container that counts its own processes is another."""
+    name = re.sub(r"[^A-Za-z0-9-]", "-", os.uname().nodename)
+    try:
+        space = os.stat("/proc/self/ns/pid").st_ino
+    except OSError:
+        return name
+    return f"{name}-{space}"
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):  # somebody else's, or no process number at all
+        return True
+    return True
+
+
+def _prefix(path: Path) -> str:
+    """Begin of the temporary names of ``path``; removes those that dead processes left."""
+    left = re.compile(rf"\.{re.escape(path.name)}\.{_host()}\.([1-9]\d*)\.\w+\.tmp")
+    with os.scandir(path.parent) as entries:
+        stale = [e for e in entries if (m := left.fullmatch(e.name)) and not _alive(int(m[1]))]
+    for entry in stale:
+        if entry.is_dir(follow_symlinks=False):
+            shutil.rmtree(entry.path, ignore_errors=True)
+        else:
+            Path(entry.path).unlink(missing_ok=True)
+    return f".{path.name}.{_host()}.{os.getpid()}."
 
 
 def _fsync_directory(folder: Path) -> None:
@@ -44,7 +85,7 @@ def atomic_open(path: Pathlike, mode: str = "w") -> Iterator[IO[Any]]:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     text = {} if "b" in mode else {"encoding": "utf-8", "newline": "\n"}
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    descriptor, name = tempfile.mkstemp(prefix=_prefix(path), suffix=".tmp", dir=path.parent)
     try:
         with os.fdopen(descriptor, mode, **text) as handle:
             yield handle
@@ -71,7 +112,7 @@ def atomic_dir(path: Pathlike) -> Iterator[Path]:
     """Fill a temporary folder that replaces ``path`` only when all went well."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+    temporary = Path(tempfile.mkdtemp(prefix=_prefix(path), suffix=".tmp", dir=path.parent))
     try:
         yield temporary
         os.chmod(temporary, 0o777 & ~_umask())
@@ -84,6 +125,26 @@ def atomic_dir(path: Pathlike) -> Iterator[Path]:
         if isinstance(error, OSError):
             raise _explain(error, path) from error
         raise
+
+
+@contextmanager
+def atomic_path(path: Pathlike) -> Iterator[Path]:
+    """As `atomic_open`, for libraries that open a file by name: yield the name to write to."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=_prefix(path), suffix=".tmp", dir=path.parent))
+    try:
+        temporary = folder / path.name
+        yield temporary
+        with open(temporary, "rb") as handle:
+            os.fsync(handle.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+        _fsync_directory(path.parent)
+    except OSError as error:
+        raise _explain(error, path) from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def write_text(path: Pathlike, text: str) -> None:

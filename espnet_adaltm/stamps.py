@@ -41,7 +41,8 @@ class Item:
         name: Of the stamp, unique in the work directory.
         workdir: Folder that the command fills; emptied when the item changed.
         command: Program and arguments.
-        inputs: ``path`` or ``path@stage that makes it``; YAML counts without comments.
+        inputs: ``path`` or ``path@stage that makes it``; YAML counts without lines that are only a
+            comment (one behind a value does count).
         outputs: Files that must exist and not be empty afterwards.
         ignored: Names of options, beside `IRRELEVANT`, that do not change the result.
         shared: Other items write into the work directory as well: when this one changed, only its

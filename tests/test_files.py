@@ -1,5 +1,7 @@
 import errno
+import multiprocessing
 import os
+import signal
 import stat
 
 import pytest
@@ -76,6 +78,108 @@ def test_full_disk_is_told_and_leaves_the_old_file(tmp_path, monkeypatch, call, 
                 pass
     assert listing(tmp_path) == ["x"]
     assert (tmp_path / "x").read_text() == "old"
+
+
+def test_full_disk_while_a_library_writes_by_name(tmp_path, full_disk):
+    files.write_text(tmp_path / "x", "old")
+    with (
+        pytest.raises(UserError, match=f"no space left on the disk of {tmp_path}"),
+        files.atomic_path(tmp_path / "x") as temporary,
+    ):
+        temporary.write_text("new")
+        raise OSError(errno.ENOSPC, "full")
+    with pytest.raises(UserError, match="no space"), full_disk(2):
+        files.write_text(tmp_path / "x", "newer")
+    assert listing(tmp_path) == ["x"]
+    assert (tmp_path / "x").read_text() == "old"
+
+
+def test_a_file_written_by_name_takes_its_place_and_mode(tmp_path):
+    old = os.umask(0o027)
+    try:
+        with files.atomic_path(tmp_path / "deep/x") as temporary:
+            temporary.write_text("new")
+            temporary.chmod(0o600)
+            assert not (tmp_path / "deep/x").exists()
+    finally:
+        os.umask(old)
+    assert (tmp_path / "deep/x").read_text() == "new"
+    assert stat.S_IMODE((tmp_path / "deep/x").stat().st_mode) == 0o640
+    assert listing(tmp_path / "deep") == ["x"]
+
+
+def write_and_die(path, kind):
+    opened = getattr(files, kind)(path)
+    opened.__enter__()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def left_by(process, name="x", host=None):
+    return f".{name}.{host or files._host()}.{process}.abcd_123.tmp"
+
+
+KINDS = ("atomic_open", "atomic_dir", "atomic_path")
+
+
+def write(path, kind):
+    with getattr(files, kind)(path) as given:
+        if kind == "atomic_path":
+            given.write_text("new")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_a_killed_writer_left_goes_with_the_next_write(tmp_path, kind):
+    process = multiprocessing.get_context("fork").Process(
+        target=write_and_die, args=(tmp_path / "x", kind)
+    )
+    process.start()
+    process.join()
+    assert len(listing(tmp_path)) == 1
+    write(tmp_path / "other", kind)
+    assert len(listing(tmp_path)) == 2
+    write(tmp_path / "x", kind)
+    assert listing(tmp_path) == ["other", "x"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_only_what_dead_processes_of_this_machine_left_goes(tmp_path, kind, monkeypatch):
+    dead, mine, foreign = 4_000_001, os.getpid(), 4_000_002
+
+    def look(process, signal):
+        assert signal == 0
+        if process == dead:
+            raise ProcessLookupError
+        if process == foreign:
+            raise PermissionError
+
+    monkeypatch.setattr(os, "kill", look)
+    kept = [
+        left_by(mine),
+        left_by(foreign),
+        left_by(dead, host="elsewhere"),
+        left_by(dead, name="xx"),
+        left_by(dead, name="x.y"),
+        left_by(0),
+        ".x.abcd_123.tmp",
+        f"x.{files._host()}.{dead}.abcd.tmp",
+    ]
+    for name in (*kept, left_by(dead)):
+        (tmp_path / name).write_text("")
+    folder = tmp_path / left_by(dead).replace("abcd", "efgh")
+    folder.mkdir()
+    (folder / "inside").write_text("")
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (tmp_path / left_by(dead).replace("abcd", "link")).symlink_to(outside)
+    write(tmp_path / "x", kind)
+    assert listing(tmp_path) == sorted([*kept, "outside", "x"])
+
+
+def test_temporary_names_tell_machine_and_process(tmp_path):
+    with files.atomic_open(tmp_path / "x.txt"):
+        (name,) = listing(tmp_path)
+    assert name.startswith(f".x.txt.{files._host()}.{os.getpid()}.")
+    assert name.endswith(".tmp")
 
 
 def test_other_errors_of_the_system_stay_themselves(tmp_path, monkeypatch):

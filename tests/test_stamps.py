@@ -108,6 +108,15 @@ def test_more_epochs_in_a_configuration_go_on_and_comments_do_not_count():
     assert runs() == 1
 
 
+def test_a_comment_behind_a_value_counts():
+    inputs = ("conf.yaml",)
+    run(inputs=inputs)
+    Path("conf.yaml").write_text("lr: 0.1  # a comment\nmax_epoch: 3\n")
+    Path("w/out").write_text("kept unless the item starts over")
+    run(inputs=inputs)
+    assert Path("w/out").read_text() == "x"
+
+
 @pytest.mark.parametrize("damage", [os.unlink, lambda path: os.truncate(path, 0)])
 def test_damaged_output_is_made_again(damage):
     run()

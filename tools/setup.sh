@@ -5,6 +5,8 @@
 #   tools/setup.sh                       # tools/venv; CPU or CUDA build of torch, as the machine has
 #   tools/setup.sh --dev                 # with what the tests need
 #   tools/setup.sh --python ~/conda/envs/speech   # use (and complete) an environment you have
+# Later runs (make's as well) keep to the environment of the last one, until --venv or --python names
+# another.
 set -euo pipefail
 # Without bytecode every start of Python is two to three times slower.
 unset PYTHONDONTWRITEBYTECODE
@@ -12,7 +14,7 @@ unset PYTHONDONTWRITEBYTECODE
 tools=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 root=$(dirname "${tools}")
 
-venv=${tools}/venv
+venv=
 python=
 base_python=
 device=auto
@@ -22,9 +24,9 @@ force=false
 usage() {
     cat <<EOF
 Usage: tools/setup.sh [options]
-  --venv DIR          where to make the environment (default: tools/venv)
+  --venv DIR          where to make the environment (default: that of the last run, or tools/venv)
   --python PATH       complete this environment (its folder or its python) instead of making one;
-                      a torch that it has already is kept
+                      a torch that it has already is kept; later runs use it again
   --base_python PATH  the Python, 3.11 or newer, that a new environment is made with
   --device D          auto, cpu or cuda: which build of torch (default: auto, asks nvidia-smi)
   --dev               also install what the tests need
@@ -69,6 +71,19 @@ esac
 
 # ---------------------------------------------------------------- which environment
 given=false
+# What an earlier run was told is not forgotten. A .stamp marks environments made by this script.
+remembered=${tools}/.setup/python
+if [ -z "${python}${venv}" ] && [ -f "${remembered}" ]; then
+    python=$(cat "${remembered}")
+    if [ ! -x "${python}" ]; then
+        die "${python}, which an earlier run used, is gone: name another one with --python, or" \
+            "make one with --venv ${tools}/venv"
+    fi
+    if [ -f "$(dirname "$(dirname "${python}")")/.stamp" ]; then
+        venv=$(dirname "$(dirname "${python}")")
+        python=
+    fi
+fi
 if [ -n "${python}" ]; then
     given=true
     if [ -d "${python}" ]; then
@@ -79,6 +94,7 @@ if [ -n "${python}" ]; then
     mkdir -p "${tools}/.setup"
     stamp=${tools}/.setup/$(echo "${python}" | cksum | cut -d' ' -f1).stamp
 else
+    venv=${venv:-${tools}/venv}
     mkdir -p "${venv}"
     venv=$(cd "${venv}" && pwd)
     python=${venv}/bin/python
@@ -89,12 +105,17 @@ fi
 remember() {
     mkdir -p "${tools}/.setup"
     if [ "${python}" = "${tools}/venv/bin/python" ]; then
-        rm -f "${tools}/.setup/python"
+        rm -f "${remembered}"
     else
-        echo "${python}" >"${tools}/.setup/python"
+        echo "${python}" >"${remembered}"
     fi
-    # The Makefile compares the age of this file with that of the requirements.
-    if "${dev}"; then touch "${tools}/.setup/done"; fi
+    # The Makefile compares the age of this file with that of the requirements. Without it, make runs
+    # this script with --dev, which adds what the tests need to this same environment.
+    if "${dev}" || "${python}" "${check[@]}" --dev --quick 2>/dev/null; then
+        touch "${tools}/.setup/done"
+    else
+        rm -f "${tools}/.setup/done"
+    fi
 }
 
 if [ "${device}" = auto ]; then
@@ -143,7 +164,8 @@ if [ ! -x "${python}" ]; then
             "(Debian: apt-get install python3-venv)"
 fi
 new_enough "${python}" || die "${python} is older than 3.11"
-rm -f "${stamp}" "${tools}/.setup/done"
+echo unfinished >"${stamp}"
+rm -f "${tools}/.setup/done"
 
 # ---------------------------------------------------------------- uv, set up like pip
 if ! "${python}" -m uv --version >/dev/null 2>&1; then

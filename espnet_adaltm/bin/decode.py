@@ -76,7 +76,7 @@ def _main(args: argparse.Namespace) -> None:
     device = _device(args.device, torch.cuda.is_available())
     decoded = batch.decode(system, inputs, batch_seconds=args.batch_seconds, device=device)
     out = args.out or args.system / "decode" / name
-    for path in batch.write_outputs(out, decoded, labels):
+    for path in batch.write_outputs(out, decoded, labels, system.tokenizer):
         print(f"written: {path}")
 
 

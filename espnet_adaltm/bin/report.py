@@ -1,6 +1,8 @@
 """Compare systems over their seeds: aggregated results.json, RESULTS.md and pictures."""
 
 import argparse
+import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,6 +18,8 @@ from espnet_adaltm.scoring.environment import environment
 from espnet_adaltm.scoring.pictures import draw_all
 from espnet_adaltm.scoring.readers import read_references
 
+# An absolute path at the beginning of a word, or after one of these characters; not of a URL.
+_PATH = re.compile(r"""(?<![^\s=:,;'"({\[])/(?!/)[^\s=:,;'"(){}\[\]]+""")
 EXAMPLE = """
 example:
   python -m espnet_adaltm.bin.report --dumps dump/test --labels data/labels.json \\
@@ -62,7 +66,8 @@ def _main(args: argparse.Namespace) -> None:
     if args.plots == "true":
         folder = args.out_dir / "plots"
         pictures = draw_all(folder, systems, scores, labels.labels, args.task_vectors)
-    story = Story(args.recipe, args.command, args.note, _base_facts(args.base))
+    commands = [without_places(command) for command in args.command]
+    story = Story(args.recipe, commands, args.note, _base_facts(args.base))
     document = results_document(
         story,
         environment(),
@@ -77,7 +82,7 @@ def _main(args: argparse.Namespace) -> None:
     write_json(args.out_dir / "results.json", result)
     write_text(args.out_dir / "RESULTS.md", document)
     for score in scores:
-        header, rows = tables.main_table(score, systems, bold=False, level=options.level)
+        header, rows = tables.main_table(score, systems, terse=True, level=options.level)
         print(f"\n{score.reference.name} (percent, ± half of the 95 % interval)\n")
         print(tables.plain(header, rows))
     print(f"\nwritten: {args.out_dir / 'RESULTS.md'}")
@@ -86,6 +91,26 @@ def _main(args: argparse.Namespace) -> None:
 def _words(entries: Sequence[str]) -> list[str]:
     """Split entries at blanks, so that a list may come as one shell variable."""
     return [word for entry in entries for word in entry.split()]
+
+
+def without_places(command: str) -> str:
+    """A command line with absolute paths, which are of one machine, as ``/path/to/<last part>``."""
+    try:
+        words = shlex.split(command)
+    except ValueError:  # no command line of a shell; still no paths
+        return _PATH.sub(_placed, command)
+    # A word may be a path with blanks, or itself hold options.
+    kept = [_placed(word) if _is_path(word) else _PATH.sub(_placed, word) for word in words]
+    return shlex.join(kept)
+
+
+def _is_path(word: str) -> bool:
+    return word.startswith("/") and " -" not in word and " /" not in word
+
+
+def _placed(path: str | re.Match[str]) -> str:
+    text = path if isinstance(path, str) else path[0]
+    return f"/path/to/{text.rstrip('/').rpartition('/')[2]}"
 
 
 def _base_facts(base: Path | None) -> dict[str, str]:

@@ -18,7 +18,8 @@ options of an item:
   --log FILE             log of the job command
 
 The environment variable ADALTM_RESUME holds the command that ran the recipe; with the number of
-the stage it is written to ``resume.txt`` in the folder.
+the stage it is written to ``resume.txt`` in the folder. In a terminal, a line below tells how far
+the running items are.
 """
 
 import os
@@ -34,6 +35,7 @@ from pathlib import Path
 from espnet_adaltm.errors import UserError
 from espnet_adaltm.files import write_text
 from espnet_adaltm.jobs import die_with_parent, kill_group, stop_on_signals
+from espnet_adaltm.live import StatusLine
 from espnet_adaltm.stamps import Hashes, Item, Verdict, begin, finish, judge, locked
 
 LISTS = ("inputs", "outputs")
@@ -139,9 +141,10 @@ def read_batch(path: str) -> list[Task]:
 class Runner:
     """Runs tasks, and ends what runs when one fails or the program is stopped."""
 
-    def __init__(self) -> None:
+    def __init__(self, status: StatusLine) -> None:
         """Start with nothing running and no file hashed."""
         self.hashes = Hashes()
+        self.status = status
         self.failed = False
         self._running: set[subprocess.Popen] = set()
         self._hashing = threading.Lock()
@@ -149,6 +152,7 @@ class Runner:
     def stop(self) -> None:
         """End every running command, and start no other."""
         self.failed = True
+        self.status.close()
         for process in list(self._running):
             kill_group(process, patience=15)
 
@@ -167,16 +171,18 @@ class Runner:
             return
         verdict = self.verdict(task)
         if not verdict.run:
-            say(f"{task.title}: skip, done before")
+            self.status.say(f"{task.title}: skip, done before")
+            self.status.done += 1
             return
         with locked(task.item):
             start = time.monotonic()
-            say(f"{task.title}{f' ({verdict.why})' if verdict.why else ''} ...")
+            self.status.say(f"{task.title}{f' ({verdict.why})' if verdict.why else ''} ...")
             begin(task.item, verdict)
             self._write_resume(task)
             self._execute(task)
             finish(task.item, verdict)
-        say(f"{task.title}: done in {time.monotonic() - start:.1f} s")
+        self.status.done += 1
+        self.status.say(f"{task.title}: done in {time.monotonic() - start:.1f} s")
 
     def _execute(self, task: Task) -> None:
         if task.log:
@@ -187,7 +193,8 @@ class Runner:
         except OSError as error:
             raise UserError(f"cannot run {task.words()[0]}: {error.strerror}") from error
         self._running.add(process)
-        code = process.wait()
+        with self.status.watch(task.stage, task.item.workdir.name, task.log):
+            code = process.wait()
         self._running.discard(process)
         if code != 0:
             raise UserError(f"{task.title} failed with status {code}{self._advice(task)}")
@@ -216,18 +223,14 @@ def rotate(log: Path) -> None:
             os.replace(old, log.with_suffix(f".{number + 1}{log.suffix}"))
 
 
-def say(line: str) -> None:
-    """Print a progress line at once."""
-    print(line, flush=True)
-
-
 def run_all(tasks: Sequence[Task], jobs: int) -> int:
     """Run tasks in order, or ``jobs`` at a time; after a failure nothing new starts.
 
     Returns:
         Exit status.
     """
-    runner = Runner()
+    status = StatusLine(len(tasks))
+    runner = Runner(status)
     errors: list[str] = []
 
     def one(task: Task) -> None:
@@ -238,7 +241,7 @@ def run_all(tasks: Sequence[Task], jobs: int) -> int:
             errors.append(str(error))
 
     die_with_parent()
-    with stop_on_signals(runner.stop):
+    with stop_on_signals(runner.stop), status:
         if jobs == 1:
             for task in tasks:
                 one(task)
@@ -254,14 +257,14 @@ def run_all(tasks: Sequence[Task], jobs: int) -> int:
 
 def list_all(tasks: Sequence[Task]) -> int:
     """Say what would run; inputs that earlier items make may be missing."""
-    runner = Runner()
+    runner = Runner(StatusLine(len(tasks)))
     for task in tasks:
         try:
             verdict = runner.verdict(task)
             state = "skip" if not verdict.run else f"run ({verdict.why or 'first time'})"
         except UserError as error:
             state = f"run ({error})"
-        say(f"{task.title}: {state}")
+        print(f"{task.title}: {state}", flush=True)
     return 0
 
 

@@ -22,6 +22,7 @@ STATS_FILE = "audio_stats.tsv"
 _SHOWN = 10
 _CLIPPED_SHARE = 0.001
 _LEADING_SECONDS = 0.5
+_NEARLY_SILENT_DB = -80  # of full scale: a few steps of 16 bits
 
 
 @dataclass(frozen=True)
@@ -123,12 +124,13 @@ def _groups(values: Mapping[str, object]) -> list[list[str]]:
 
 
 def audit_set(audited: AuditedSet) -> list[Finding]:
-    """Look for duplicates, clipping, long silence and thin classes in one set."""
+    """Look for duplicates, clipping, silence and thin classes in one set."""
     data, stats = audited.data, audited.stats
     same_audio = _groups({utt: stat.digest for utt, stat in stats.items()})
     same_words = _groups({utt: (data.utt2spk[utt], text) for utt, text in data.text.items()})
     clipped = [utt for utt, stat in stats.items() if stat.clipped > _CLIPPED_SHARE]
     late = [utt for utt, stat in stats.items() if stat.leading_silence > _LEADING_SECONDS]
+    faint = [u for u, s in stats.items() if 0 < s.peak < 10 ** (_NEARLY_SILENT_DB / 20)]
     unknown = sum(s.casefold() == UNKNOWN_SPEAKER for s in data.utt2spk.values())
     conflicting = [
         group for group in same_audio if len({data.utt2emo.get(utt) for utt in group} - {None}) > 1
@@ -144,6 +146,7 @@ def audit_set(audited: AuditedSet) -> list[Finding]:
         ),
         ("info", "same words by the same speaker", _equal(same_words)),
         ("warning", f"more than {_CLIPPED_SHARE:.1%} of the samples clipped", clipped),
+        ("warning", f"nearly silent (peak below {_NEARLY_SILENT_DB} dBFS)", faint),
         ("info", f"more than {_LEADING_SECONDS} s of silence at the start", late),
         ("warning", "fewer than 5 utterances of an emotion", rare),
     ]

@@ -186,6 +186,10 @@ class Tokenizer:
         """Number of tokens: lines of ``tokens.txt``."""
         return len(self.tokens)
 
+    def serialized(self) -> bytes:
+        """The content of ``tokens.model``."""
+        return self._model.serialized_model_proto()
+
     def normalize(self, text: str) -> str:
         """The text as the model sees it: NFKC, blanks squeezed, case folded if so trained."""
         return self._model.normalize(text).replace("\u2581", " ").strip()

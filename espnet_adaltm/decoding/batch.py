@@ -13,9 +13,10 @@ from torch import Tensor
 from espnet_adaltm.backbone.arks import SAMPLE_RATE, Waveforms
 from espnet_adaltm.backbone.features import make_batches
 from espnet_adaltm.data.labels import Labels
+from espnet_adaltm.data.tokens import MODEL_FILE, Tokenizer
 from espnet_adaltm.decoding.systems import SpeechSystem
 from espnet_adaltm.errors import UserError
-from espnet_adaltm.files import Pathlike, require
+from espnet_adaltm.files import Pathlike, atomic_open, require
 from espnet_adaltm.kaldi import read_scp, write_scp
 from espnet_adaltm.progress import progress
 
@@ -194,15 +195,20 @@ def _prefetch(
                 yield ready, [future.result() for future in futures]
 
 
-def write_outputs(folder: Pathlike, decoded: Decoded, labels: Labels) -> list[Path]:
+def write_outputs(
+    folder: Pathlike, decoded: Decoded, labels: Labels, tokenizer: Tokenizer | None = None
+) -> list[Path]:
     """Write ``utt2prob``, ``utt2emo`` and ``text``, whichever there are, each atomically.
 
-    One that an earlier run left and this one doesn't make is removed.
+    Beside ``text`` lies the ``tokens.model`` that wrote it: a system that folds case must not be
+    scored against references that don't. What an earlier run left and this one doesn't make is
+    removed.
 
     Args:
         folder: ``<system>/decode/<set>``.
         decoded: What to write.
         labels: The order of the probabilities.
+        tokenizer: Of the transcripts.
     """
     folder = Path(folder)
     rows = decoded.probabilities
@@ -213,6 +219,12 @@ def write_outputs(folder: Pathlike, decoded: Decoded, labels: Labels) -> list[Pa
         "text": decoded.texts,
     }
     written = []
+    if decoded.texts and tokenizer is not None:
+        with atomic_open(folder / MODEL_FILE, "wb") as handle:
+            handle.write(tokenizer.serialized())
+        written.append(folder / MODEL_FILE)
+    else:
+        (folder / MODEL_FILE).unlink(missing_ok=True)
     for name in OUTPUTS:
         if contents[name]:
             write_scp(folder / name, contents[name])

@@ -5,9 +5,7 @@ import json
 import logging
 import math
 import operator
-import os
 import re
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,11 +16,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from espnet_adaltm.errors import UserError
-from espnet_adaltm.files import Pathlike, sha256_file
+from espnet_adaltm.files import Pathlike, atomic_path, sha256_file
 from espnet_adaltm.merging.groups import group_names, group_of
 from espnet_adaltm.merging.weights import Weights, open_weights, weight_file
 
 FORMAT = "task_vector"
+_OS_ERROR = re.compile(r"\(os error (\d+)\)")
 _LAYER = re.compile(r"^encoder\.layers\.(\d+)\.")
 # Some checkpoints lack it; it takes part only where an input is masked.
 _OPTIONAL = "masked_spec_embed"
@@ -82,19 +81,20 @@ class TaskVector:
             path: File to write.
             dtype: ``torch.float32``, or ``torch.bfloat16`` for half the size and a relative error
                 of 0.17 % (`merging.md`, "Precision").
+
+        Raises:
+            UserError: The disk is full.
         """
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
         tensors = {name: tensor.to(dtype).contiguous() for name, tensor in self.tensors.items()}
         described = {**self.metadata, "dtype": str(dtype).removeprefix("torch.")}
         # safetensors writes several entries in a random order: one makes the bytes reproducible
         metadata = {FORMAT: json.dumps(described, sort_keys=True)}
-        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
-            temporary = Path(folder) / path.name
-            save_file(tensors, temporary, metadata=metadata)
-            with open(temporary, "rb") as handle:
-                os.fsync(handle.fileno())
-            os.replace(temporary, path)
+        # by name, not as bytes: a second copy of a large vector would take gigabytes
+        with atomic_path(path) as temporary:
+            try:
+                save_file(tensors, temporary, metadata=metadata)
+            except SafetensorError as error:
+                raise _system_error(error) from error
 
     @classmethod
     def load(cls, path: Pathlike) -> "TaskVector":
@@ -260,6 +260,12 @@ def _comparable(name: str, before: Tensor, after: Tensor, old: str, new: str) ->
             f"tensor {name!r} is a constant ({_plain(before.dtype)}) but differs between {old} "
             f"and {new}: it cannot be merged"
         )
+
+
+def _system_error(error: SafetensorError) -> Exception:
+    """The `OSError` behind an error of safetensors, which keeps its number in the text only."""
+    found = _OS_ERROR.search(str(error))
+    return OSError(int(found[1]), str(error)) if found else error
 
 
 def _plain(value: object) -> object:

@@ -24,7 +24,7 @@ from espnet_adaltm.scoring.metrics import (
     error_table,
 )
 from espnet_adaltm.scoring.readers import Hypothesis, Reference, read_hypothesis
-from espnet_adaltm.scoring.results import Bootstrap, channel_masks
+from espnet_adaltm.scoring.results import Bootstrap, ceilings, channel_masks
 from espnet_adaltm.scoring.statistics import (
     Comparison,
     Seeds,
@@ -39,6 +39,7 @@ from espnet_adaltm.scoring.statistics import (
 
 ALL = "all"
 COMPARED = ("macro_f1", "uar", "wa", "wer")
+SHOWN = (*COMPARED, "cer")
 LOWER_IS_BETTER = frozenset(ERROR_METRICS)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
 
@@ -101,14 +102,16 @@ class SetScores:
         views: View name to number of utterances with an emotion.
         seeds: (view, metric, system) to the values of that system's seeds.
         confusions: System to its counts summed over seeds, [C, C].
-        errors: System to word edit counts of each seed, by seed.
+        errors: ``word`` or ``char`` to system to seed to edit counts.
+        ceilings: What one channel alone could reach, see `results.ceilings`.
     """
 
     reference: Reference
     views: dict[str, int]
     seeds: dict[tuple[str, str, str], Seeds]
     confusions: dict[str, IntArray]
-    errors: dict[str, dict[int | None, ErrorCounts]]
+    errors: dict[str, dict[str, dict[int | None, ErrorCounts]]]
+    ceilings: dict[str, float]
 
     def get(self, metric: str, view: str = ALL) -> dict[str, Seeds]:
         """System name to its values of one metric."""
@@ -138,18 +141,18 @@ def score_set(
         for run, output in outputs.items()
         if output.prediction is not None
     }
-    errors = {
+    transcripts = {
         run: error_statistic(output.words, output.characters)
         for run, output in outputs.items()
         if output.words is not None
     }
     seeds = _by_view(emotions, reference, list(reference.emotions), options)
-    seeds |= _by_view(errors, reference, list(reference.texts), options)
+    seeds |= _by_view(transcripts, reference, list(reference.texts), options)
     masks = channel_masks(reference, list(reference.emotions))
     views = {ALL: len(truth)} | {name: int(mask.sum()) for name, mask in masks.items()}
-    return SetScores(
-        reference, views, seeds, _confusions(outputs, truth, len(labels)), _errors(outputs)
-    )
+    confusions = _confusions(outputs, truth, len(labels))
+    errors = _errors(outputs)
+    return SetScores(reference, views, seeds, confusions, errors, ceilings(reference))
 
 
 def _by_view(
@@ -178,6 +181,7 @@ def _by_view(
                 found[view, metric, system] = Seeds(
                     np.array([points[run][metric] for run in members]),
                     np.stack([values[run][metric] for run in members]),
+                    tuple(seed for _, seed in members),
                 )
     return found
 
@@ -193,11 +197,14 @@ def _confusions(
     return sums
 
 
-def _errors(outputs: Mapping[Run, Hypothesis]) -> dict[str, dict[int | None, ErrorCounts]]:
-    found: dict[str, dict[int | None, ErrorCounts]] = {}
+def _errors(
+    outputs: Mapping[Run, Hypothesis],
+) -> dict[str, dict[str, dict[int | None, ErrorCounts]]]:
+    found: dict[str, dict[str, dict[int | None, ErrorCounts]]] = {}
     for (system, seed), output in outputs.items():
-        if output.words is not None:
-            found.setdefault(system, {})[seed] = output.words
+        for unit, counts in (("word", output.words), ("char", output.characters)):
+            if counts is not None:
+                found.setdefault(unit, {}).setdefault(system, {})[seed] = counts
     return found
 
 
@@ -292,6 +299,7 @@ def aggregate(
             }
             for system in systems
         },
+        "channel_ceilings": {s.reference.name: s.ceilings for s in scores if s.ceilings},
         "comparisons": {
             s.reference.name: [
                 asdict(test) for test in paired_tests(s, pairs, list(s.views), options=options)
@@ -318,12 +326,10 @@ def _system_json(scores: SetScores, system: System, options: Bootstrap) -> dict[
         }
         if metrics:
             result[view] = metrics
-    tables = {
-        str(seed): error_table(counts)
-        for seed, counts in scores.errors.get(system.name, {}).items()
-    }
-    if tables:
-        result["word"] = tables
+    for unit, systems in scores.errors.items():
+        if system.name in systems:
+            counts = systems[system.name]
+            result[unit] = {str(seed): error_table(value) for seed, value in counts.items()}
     return result
 
 

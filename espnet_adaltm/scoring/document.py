@@ -17,6 +17,10 @@ TESTS = """First minus second, in points of percent, on the same resamples; two-
 bold below 0.05. Holm corrects over the tests of one metric in this table. "p (seeds too)" also
 resamples the training seeds, of which there are few: read it as a warning, not as a measurement."""
 
+CEILINGS = """Perfect recognition of the voice alone would reach WA {voice:.1f}, of the words alone
+{words:.1f}: everything right where that channel tells the emotion, the most frequent emotion of the
+others guessed where it does not."""
+
 
 @dataclass(frozen=True)
 class Story:
@@ -91,17 +95,21 @@ def _set_sections(
     counts = (
         f"{score.views[ALL]} utterances with an emotion, {len(score.reference.texts)} with text."
     )
-    header, rows = tables.main_table(score, systems, bold=True, level=options.level)
+    header, rows = tables.main_table(score, systems, level=options.level)
     parts = [f"## Set `{score.reference.name}`", counts, tables.markdown(header, rows), legend]
     parts += _tests(score, systems, pairs, options)
     if len(score.views) > 1:
         header, rows = tables.channel_table(score, systems, "macro_f1", options.level)
         parts += ["### Macro-F1 by channel (utterances)", tables.markdown(header, rows)]
+    if score.ceilings:
+        voice, words = (100 * score.ceilings[channel] for channel in ("voice", "words"))
+        parts.append(CEILINGS.format(voice=voice, words=words))
     if score.confusions:
         header, rows = tables.class_table(score, labels)
         parts += ["### F1 by class, all seeds together", tables.markdown(header, rows)]
-    if score.errors:
-        parts += ["### WER", tables.markdown(*tables.espnet_table(score))]
+    for unit, title in (("word", "WER"), ("char", "CER")):
+        if unit in score.errors:
+            parts += [f"### {title}", tables.markdown(*tables.espnet_table(score, unit))]
     return parts
 
 

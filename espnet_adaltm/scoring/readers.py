@@ -1,12 +1,13 @@
 """References and decoded outputs, checked so that no utterance can vanish from a score."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from espnet_adaltm.data.labels import Labels, check_same_labels
+from espnet_adaltm.data.tokens import MODEL_FILE, Tokenizer
 from espnet_adaltm.errors import UserError
 from espnet_adaltm.files import Pathlike, read_json, require
 from espnet_adaltm.kaldi import read_scp
@@ -104,6 +105,8 @@ def read_reference(dump: Pathlike, labels: Labels) -> Reference:
 def read_hypothesis(system: Pathlike, reference: Reference, labels: Labels) -> Hypothesis:
     """Read and check ``<system>/decode/<set>``.
 
+    References are compared with ``text`` as the ``tokens.model`` beside it normalises them.
+
     Raises:
         UserError: Nothing was decoded; an utterance is missing, unknown or listed twice;
             probabilities are malformed, NaN, negative or don't sum to 1; ``utt2emo`` contradicts
@@ -126,9 +129,18 @@ def read_hypothesis(system: Pathlike, reference: Reference, labels: Labels) -> H
         texts = read_scp(folder / "text", allow_empty_value=True)
         _check_complete(texts, reference, folder / "text")
         if reference.texts:
-            pairs = list(reference.texts.values()), [texts[utt] for utt in reference.texts]
+            truths = _normalized(reference.texts, folder / MODEL_FILE)
+            pairs = truths, [texts[utt] for utt in reference.texts]
             words, characters = error_counts(*pairs), error_counts(*pairs, "char")
     return Hypothesis(prediction, probabilities, words, characters)
+
+
+def _normalized(texts: Mapping[str, str], model: Path) -> list[str]:
+    """References as the tokens of a system spell them (case folded, if so trained)."""
+    if not model.exists():
+        return list(texts.values())
+    tokenizer = Tokenizer(model)
+    return [tokenizer.normalize(text) for text in texts.values()]
 
 
 def _check_system_labels(system: Path, labels: Labels) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from espnet_adaltm.data.corpora.mini_espeak import CHANNELS, channel_ceilings
 from espnet_adaltm.data.labels import Labels
 from espnet_adaltm.errors import UserError
 from espnet_adaltm.files import Pathlike
@@ -134,6 +135,7 @@ def _score_emotion(
         "confusion": confusion.tolist(),
     }
     if reference.channels:
+        result["channel_ceilings"] = ceilings(reference)
         result["channels"] = {
             channel: {
                 "utterances": int(mask.sum()),
@@ -164,6 +166,19 @@ def channel_masks(
     """Which of ``utterances`` belong to each channel, [N], channels sorted."""
     channel = np.array([reference.channels.get(utt, "") for utt in utterances])
     return {name: channel == name for name in sorted(set(channel) - {""})}
+
+
+def ceilings(reference: Reference) -> dict[str, float]:
+    """The accuracy that perfect recognition of the voice, or of the words, alone could reach.
+
+    Returns:
+        ``{"voice": a, "words": b}``, see `mini_espeak.channel_ceilings`; empty where the corpus
+        doesn't tell channels, or tells other ones.
+    """
+    channels = {utt: reference.channels.get(utt, "") for utt in reference.emotions}
+    if not channels or not set(channels.values()) <= set(CHANNELS):
+        return {}
+    return channel_ceilings({utt: str(c) for utt, c in reference.emotions.items()}, channels)
 
 
 def with_intervals(

@@ -8,6 +8,7 @@ Two systems, or several seeds of one, are compared on the *same* resamples (`boo
 together), which makes every difference of its outputs a paired one.
 """
 
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -189,10 +190,17 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Seeds:
-    """One metric of one system: on all utterances by seed [K], and on resamples [K, R]."""
+    """One metric of one system by seed.
+
+    Attributes:
+        points: On all utterances, [K].
+        values: On resamples, [K, R].
+        names: The K seeds of the trainings; empty where they are unknown.
+    """
 
     points: FloatArray
     values: FloatArray
+    names: tuple[int | None, ...] = ()
 
     @property
     def mean(self) -> float:
@@ -208,30 +216,46 @@ class Seeds:
         """The mean over seeds within every resample, [R]: uncertainty of the test set."""
         return self.values.mean(0)
 
-    def pooled_hierarchical(self, seed: int) -> FloatArray:
-        """As `pooled`, but every resample also draws K of the K seeds with replacement, [R].
+    def draw(self, seed: int) -> IntArray:
+        """For every resample, K of the K seeds drawn with replacement: rows, [K, R]."""
+        count, resamples = self.values.shape
+        return np.random.default_rng(seed).integers(count, size=(count, resamples))
+
+    def pooled_hierarchical(self, drawn: IntArray) -> FloatArray:
+        """As `pooled`, but of the seeds that `draw` gave, [R].
 
         With few seeds this still understates the variance between seeds, by about (K - 1) / K.
         """
-        count, resamples = self.values.shape
-        drawn = np.random.default_rng(seed).integers(count, size=(count, resamples))
         return np.take_along_axis(self.values, drawn, axis=0).mean(0)
+
+    def in_order_of(self, names: Sequence[int | None]) -> "Seeds":
+        """The same with rows in the order of ``names``, a permutation of its own."""
+        rows = [self.names.index(name) for name in names]
+        return Seeds(self.points[rows], self.values[rows], tuple(names))
 
 
 def compare(first: Seeds, second: Seeds, *, level: float = 0.95, seed: int = 0) -> Comparison:
     """Paired test of two systems resampled together, each averaged over its seeds.
 
+    Two systems trained with one seed share the initialisation of the head, the order of the batches
+    and the stream of dropout. Where both have the same seeds, ``p_seeds`` therefore draws the same
+    ones for both; otherwise it draws those of each independently.
+
     Args:
         first: Metric of one system; ``values`` from the same `bootstrap` call as ``second``'s.
         second: Metric of the other.
         level: Of the interval.
-        seed: For the draws of seeds behind ``p_seeds``; the two systems' seeds are drawn
-            independently, since equal seed numbers share no training noise.
+        seed: For the draws of seeds behind ``p_seeds``.
     """
     if first.values.shape[1] != second.values.shape[1]:
         raise ValueError("systems were resampled differently")
     differences = first.pooled() - second.pooled()
-    hierarchical = first.pooled_hierarchical(2 * seed + 1) - second.pooled_hierarchical(2 * seed)
+    drawn = first.draw(2 * seed + 1)
+    if first.names and Counter(first.names) == Counter(second.names):
+        other = second.in_order_of(first.names).pooled_hierarchical(drawn)
+    else:
+        other = second.pooled_hierarchical(second.draw(2 * seed))
+    hierarchical = first.pooled_hierarchical(drawn) - other
     low, high = interval(differences, level)
     return Comparison(
         first.mean - second.mean, low, high, p_value(differences), p_value(hierarchical)

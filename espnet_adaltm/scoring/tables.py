@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from espnet_adaltm.scoring.aggregate import (
     ALL,
-    COMPARED,
+    SHOWN,
     PairedTest,
     SetScores,
     System,
@@ -47,27 +47,36 @@ def plain(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
 
 
-def percent(seeds: Seeds, level: float = 0.95) -> str:
+def percent(seeds: Seeds, level: float = 0.95, *, deviation: bool = True) -> str:
     """``47.1 ±2.0 σ 0.8``: mean, half the pooled interval, deviation over seeds if several."""
     low, high = interval(seeds.pooled(), level)
-    spread = "" if seeds.std is None else f" σ {100 * seeds.std:.1f}"
+    spread = "" if seeds.std is None or not deviation else f" σ {100 * seeds.std:.1f}"
     return f"{100 * seeds.mean:.1f} ±{50 * (high - low):.1f}{spread}"
 
 
 def main_table(
-    scores: SetScores, systems: Sequence[System], *, bold: bool, level: float = 0.95
+    scores: SetScores, systems: Sequence[System], *, terse: bool = False, level: float = 0.95
 ) -> tuple[list[str], Rows]:
-    """One row per system: number of seeds, then every metric of `COMPARED`."""
-    columns = {metric: scores.get(metric) for metric in COMPARED}
+    """One row per system: number of seeds, then every metric of `SHOWN`.
+
+    Args:
+        scores: Of one test set.
+        systems: In the order of the rows.
+        terse: For a terminal of 100 columns: no bold, no deviation over seeds.
+        level: Of the intervals.
+    """
+    columns = {metric: scores.get(metric) for metric in SHOWN}
     best = {metric: best_separated(values, metric) for metric, values in columns.items()}
     rows = []
     for system in systems:
         cells = []
         for metric, values in columns.items():
-            text = percent(values[system.name], level) if system.name in values else "-"
-            cells.append(f"**{text}**" if bold and best[metric] == system.name else text)
+            text = "-"
+            if system.name in values:
+                text = percent(values[system.name], level, deviation=not terse)
+            cells.append(_bold_if(text, not terse and best[metric] == system.name))
         rows.append([system.name, str(len(system.folders)), *cells])
-    return ["system", "seeds", *[TITLES[metric] for metric in COMPARED]], rows
+    return ["system", "seeds", *[TITLES[metric] for metric in SHOWN]], rows
 
 
 def channel_table(
@@ -95,10 +104,10 @@ def channel_table(
     return ["system", *titles], rows
 
 
-def espnet_table(scores: SetScores) -> tuple[list[str], Rows]:
-    """ESPnet's WER table, one row per system and seed; rates in percent."""
+def espnet_table(scores: SetScores, unit: str) -> tuple[list[str], Rows]:
+    """ESPnet's table of ``word`` or ``char`` errors, a row per system and seed; in percent."""
     rows = []
-    for system, seeds in scores.errors.items():
+    for system, seeds in scores.errors[unit].items():
         for seed, counts in seeds.items():
             name = system if seed is None else f"{system}_seed{seed}"
             values = error_table(counts)

@@ -6,9 +6,9 @@ is kept, and loading falls back to it.
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor, nn
@@ -22,10 +22,41 @@ CURRENT, PREVIOUS = CHECKPOINTS
 _SHOWN = 5
 
 
+class _Sink:
+    """Keeps the error of a failed write: `torch.save` would replace it by one of its own."""
+
+    def __init__(self, handle: IO[bytes]) -> None:
+        self._handle = handle
+        self.error: OSError | None = None
+
+    def write(self, data: bytes) -> int:
+        self._try(lambda: self._handle.write(data))
+        return len(data)
+
+    def flush(self) -> None:
+        self._try(self._handle.flush)
+
+    def _try(self, action: Callable[[], object]) -> None:
+        if self.error is None:
+            try:
+                action()
+            except OSError as error:
+                self.error = error
+
+
 def save_torch(path: Pathlike, value: Any) -> None:
-    """`torch.save` to a temporary name, fsync, rename."""
+    """`torch.save` to a temporary name, fsync, rename.
+
+    Nothing is copied in memory first: the states of a large model take gigabytes.
+
+    Raises:
+        UserError: The disk is full. The old file, if any, is untouched.
+    """
     with atomic_open(path, "wb") as handle:
-        torch.save(value, handle)
+        sink = _Sink(handle)
+        torch.save(value, sink)
+        if sink.error is not None:
+            raise sink.error
 
 
 def link(path: Path, target: str) -> None:

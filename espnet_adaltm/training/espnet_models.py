@@ -17,6 +17,7 @@ from espnet2.train.abs_espnet_model import AbsESPnetModel
 from torch import Tensor, nn
 
 from espnet_adaltm.backbone.encoder import EncoderOutput, SpeechEncoder, span_mask
+from espnet_adaltm.errors import UserError
 from espnet_adaltm.files import read_json, write_json
 from espnet_adaltm.models.ctc import CTCHead
 from espnet_adaltm.models.emotion import EmotionHead
@@ -203,6 +204,28 @@ class CTCModel(AdaltmModel):
         return self.result(loss, {}, len(speech))
 
 
+def check_units(frames: Tensor, units: Tensor, utt_id: Sequence[str]) -> None:
+    """Refuse units of another frame rate: cut to the same length they would still train something.
+
+    Args:
+        frames: [B] frames of the CNN.
+        units: [B] units, at most one more or fewer.
+        utt_id: B names, for the error.
+
+    Raises:
+        UserError: A larger difference.
+    """
+    wrong = (frames - units).abs() > 1
+    if not bool(wrong.any()):
+        return
+    row = int(wrong.nonzero()[0])
+    name = f"utterance {utt_id[row]!r}" if utt_id else "an utterance"
+    raise UserError(
+        f"{name} has {int(units[row])} units but {int(frames[row])} frames of the CNN: the units "
+        "were probably made for another CNN geometry; run fit_units with the same --config"
+    )
+
+
 class PretrainModel(AdaltmModel):
     """Encoder + masked prediction of units (HuBERT's objective).
 
@@ -228,11 +251,16 @@ class PretrainModel(AdaltmModel):
         utt_id: Sequence[str] = (),
         **_: Any,
     ) -> Result:
-        """Mean loss over masked frames; ``units`` is [B, T'], padded with -1."""
+        """Mean loss over masked frames; ``units`` is [B, T'], padded with -1.
+
+        Raises:
+            UserError: The units have another frame rate than the CNN.
+        """
         setting = self.augmentation
         if self.training and setting.noise_prob > 0 and speech.ndim == 2:
             speech = add_noise(speech, speech_lengths, setting.noise_prob, setting.noise_snr)
         frames = self.frame_lengths(speech, speech_lengths)
+        check_units(frames, units_lengths, utt_id)
         mask = self._mask(frames, utt_id)
         output = self.encoder(speech, speech_lengths, mask_time=mask)
         hidden = output.hidden[-1]

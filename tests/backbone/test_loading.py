@@ -29,6 +29,15 @@ from tests.backbone.backbone_common import (
 POSITION = "encoder.pos_conv_embed.conv."
 
 
+@pytest.mark.parametrize("room", [10, 5000])
+def test_full_disk_is_one_line(tmp_path, full_disk, room):
+    message = f"no space left on the disk of {tmp_path}: free some and run again"
+    with full_disk(room), pytest.raises(UserError, match=message):
+        save_encoder(small_encoder("wavlm"), tmp_path)
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == (set() if room == 10 else {"config.json", "preprocessor_config.json"})
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("large", [True, False])
 def test_saved_folder_loads_in_transformers(tmp_path, family, large):

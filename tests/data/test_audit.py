@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -137,6 +138,18 @@ def test_remarks_about_one_set():
         "utterances without transcript: 2": "info",
         "utterances without emotion: 1": "info",
     }
+
+
+def test_nearly_silent_utterances_are_counted_and_named():
+    step = 1 / 32768
+    peaks = {"q1": 1, "q2": 3, "loud": 4}  # -80 dBFS is 3.3 steps
+    audio = {utt: peak * step * np.sign(sound(7)) for utt, peak in peaks.items()}
+    audited = make("x", [(utt, "A", "", "", 1) for utt in peaks], audio)
+    assert levels(audit_set(audited), "nearly silent (peak below -80 dBFS): 2: q1, q2") == [
+        "warning"
+    ]
+    silent = {utt: replace(stat, peak=0.0) for utt, stat in audited.stats.items()}
+    assert levels(audit_set(replace(audited, stats=silent)), "silent") == []
 
 
 def test_long_groups_are_cut_short():

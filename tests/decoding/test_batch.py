@@ -6,6 +6,7 @@ from decoding_common import LABELS, SAMPLES, make_scene
 from espnet_adaltm.backbone.features import make_batches
 from espnet_adaltm.backbone.loading import load_encoder
 from espnet_adaltm.data.audio import load_audio
+from espnet_adaltm.data.tokens import Tokenizer
 from espnet_adaltm.decoding.batch import (
     Decoded,
     decode,
@@ -82,7 +83,7 @@ def test_padding_is_zero_behind():
     assert padded[0].sum() == 6
 
 
-def test_outputs_are_written_and_stale_ones_removed(tmp_path):
+def test_outputs_are_written_and_stale_ones_removed(tmp_path, scene):
     rows = {"b": [0.2, 0.3, 0.5], "a": [0.9, 0.05, 0.05]}
     write_outputs(tmp_path, Decoded(rows, {"a": "hello there", "b": ""}), LABELS)
     assert (tmp_path / "utt2prob").read_text() == (
@@ -90,9 +91,15 @@ def test_outputs_are_written_and_stale_ones_removed(tmp_path):
     )
     assert (tmp_path / "utt2emo").read_text() == "a angry\nb sad\n"
     assert (tmp_path / "text").read_text() == "a hello there\nb\n"
-    written = write_outputs(tmp_path, Decoded(rows, {}), LABELS)
+    assert not (tmp_path / "tokens.model").exists()
+    text = {"a": "hello there", "b": ""}
+    write_outputs(tmp_path, Decoded(rows, text), LABELS, Tokenizer(scene / "tokens"))
+    model = (scene / "tokens/tokens.model").read_bytes()
+    assert (tmp_path / "tokens.model").read_bytes() == model
+    written = write_outputs(tmp_path, Decoded(rows, {}), LABELS, Tokenizer(scene / "tokens"))
     assert [path.name for path in written] == ["utt2prob", "utt2emo"]
     assert not (tmp_path / "text").exists()
+    assert not (tmp_path / "tokens.model").exists()
 
 
 def test_broken_inputs_are_named(scene, merge, tmp_path):

@@ -28,13 +28,13 @@ def _outputs(scene, system):
 def test_every_kind_writes_what_it_knows(scene):
     base = ("--base", str(scene / "base"))
     _decode(scene, "asr", *base)
-    assert _outputs(scene, "asr") == ["text"]
+    assert _outputs(scene, "asr") == ["text", "tokens.model"]
     _decode(scene, "ser", *base)
     assert _outputs(scene, "ser") == ["utt2emo", "utt2prob"]
     _decode(scene, "merge")
     assert _outputs(scene, "merge") == ["utt2emo", "utt2prob"]
     _decode(scene, "merge", "--asr_expert", str(scene / "asr"))
-    assert _outputs(scene, "merge") == ["text", "utt2emo", "utt2prob"]
+    assert _outputs(scene, "merge") == ["text", "tokens.model", "utt2emo", "utt2prob"]
 
 
 def test_scoring_reads_what_decoding_writes(scene):

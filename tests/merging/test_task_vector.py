@@ -1,14 +1,18 @@
 """Task vectors: exact differences, or an error that names the tensor."""
 
+import errno
 import math
+from pathlib import Path
 
 import pytest
 import torch
 from merging_common import LAYERS, base_encoder, moved, vector
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from espnet_adaltm.errors import UserError
 from espnet_adaltm.files import sha256_file
+from espnet_adaltm.merging import task_vector
 from espnet_adaltm.merging.groups import group_names, group_of
 from espnet_adaltm.merging.task_vector import TaskVector
 
@@ -62,6 +66,39 @@ def test_saved_and_loaded(states, tmp_path, dtype, tolerance):
     assert back.metadata["dtype"] == str(dtype).removeprefix("torch.")
     error = (back - tau).norms("global")["all"] / tau.norms("global")["all"]
     assert error <= tolerance
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        SafetensorError("Error while serializing: I/O error: No space left (os error 28)"),
+        OSError(errno.ENOSPC, "No space left on device"),
+    ],
+)
+def test_full_disk_is_one_line_and_keeps_the_old_vector(states, tmp_path, monkeypatch, error):
+    path = tmp_path / "tau.safetensors"
+    tau = TaskVector.from_checkpoints(*states)
+    tau.save(path)
+    old = path.read_bytes()
+
+    def full(tensors, name, metadata):
+        Path(name).write_bytes(old[:100])
+        raise error
+
+    monkeypatch.setattr(task_vector, "save_file", full)
+    with pytest.raises(UserError, match=f"no space left on the disk of {tmp_path}"):
+        (2.0 * tau).save(path)
+    assert path.read_bytes() == old
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_other_errors_of_safetensors_stay_themselves(states, tmp_path, monkeypatch):
+    def broken(*_, **__):
+        raise SafetensorError("no such dtype")
+
+    monkeypatch.setattr(task_vector, "save_file", broken)
+    with pytest.raises(SafetensorError, match="no such dtype"):
+        TaskVector.from_checkpoints(*states).save(tmp_path / "tau.safetensors")
 
 
 def test_cut_off_and_foreign_files_are_refused(states, tmp_path):

@@ -76,6 +76,10 @@ def test_paired_tests_of_known_differences(scene):
     assert ("asr", "bad", "wer") in pairs
     assert ("asr", "bad", "macro_f1") not in pairs
     assert agg.best_separated(scores[0].get("macro_f1"), "macro_f1") == "good"
+    assert {name: seeds.names for name, seeds in scores[0].get("wa").items()} == {
+        "good": (1, 2),
+        "bad": (None,),
+    }
     # one deletion of 240 against a mean of 1.5: not separated
     assert agg.best_separated(scores[0].get("wer"), "wer") is None
 

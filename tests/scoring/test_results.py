@@ -5,8 +5,10 @@ import pytest
 from scoring_common import LABELS, make_dump, make_system, replace_line
 
 from espnet_adaltm.bin import score
+from espnet_adaltm.data.tokens import train_tokens
 from espnet_adaltm.errors import UserError
 from espnet_adaltm.files import read_json, write_json
+from espnet_adaltm.kaldi import read_scp, write_scp
 from espnet_adaltm.scoring.readers import read_hypothesis, read_reference, read_references
 from espnet_adaltm.scoring.results import Bootstrap, score_system
 
@@ -140,6 +142,38 @@ def test_empty_hypotheses_are_deletions(system, dump):
     got = read_hypothesis(system, read_reference(dump, LABELS), LABELS).words
     assert got.deletions[20] == lengths[20]
     assert got.errors.sum() == 2 + lengths[20]
+
+
+SPELLINGS = ("The  Red DOOR", "the red door ajar", "\u017b\u00f3\u0142\u0107 cafe\u0301")
+FOLDED = ("the red door", "the red door ajar", "\u017c\u00f3\u0142\u0107 caf\u00e9")
+
+
+def _spelled(dump, system, lowercase):
+    """Three utterances and their transcripts by a system with such tokens; returns the errors."""
+    utterances = read_scp(dump / "wav.scp")
+    chosen = dict(zip(utterances, SPELLINGS))
+    write_scp(dump / "text", chosen)
+    folder = system / "decode/test"
+    write_scp(folder / "text", dict.fromkeys(utterances, "") | dict(zip(utterances, FOLDED)))
+    if lowercase is not None:
+        model = train_tokens([*SPELLINGS, *FOLDED], "char", lowercase=lowercase)
+        (folder / "tokens.model").write_bytes(model)
+    words = read_hypothesis(system, read_reference(dump, LABELS), LABELS).words
+    assert words.lengths.tolist() == [3, 4, 2]
+    return words.errors.tolist()
+
+
+def test_references_are_spelled_as_the_tokens_of_the_system_spell(system, dump):
+    assert _spelled(dump, system, lowercase=None) == [3, 0, 2]
+    assert _spelled(dump, system, lowercase=False) == [3, 0, 1]  # the accent is composed
+    assert _spelled(dump, system, lowercase=True) == [0, 0, 0]
+
+
+def test_plain_references_score_the_same_with_tokens(system, dump):
+    without = _score(system, dump)
+    texts = list(read_scp(dump / "text").values())
+    (system / "decode/test/tokens.model").write_bytes(train_tokens(texts, "char"))
+    assert _score(system, dump) == without
 
 
 def test_references_are_checked(dump, tmp_path):

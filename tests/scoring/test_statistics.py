@@ -141,11 +141,35 @@ def test_resampling_seeds_adds_their_variance():
     values = np.array([[0.1], [0.2], [0.6]]) + 0.01 * rng.standard_normal((1, 20_000))
     seeds = Seeds(values.mean(1), values)
     between = np.var([0.1, 0.2, 0.6]) / 3
-    spread = seeds.pooled_hierarchical(0).var()
+    spread = seeds.pooled_hierarchical(seeds.draw(0)).var()
     assert spread == pytest.approx(between + 0.0001, rel=0.05)
     assert seeds.pooled().var() == pytest.approx(0.0001, rel=0.05)
     single = Seeds(values.mean(1)[:1], values[:1])
-    np.testing.assert_array_equal(single.pooled_hierarchical(7), single.pooled())
+    np.testing.assert_array_equal(single.pooled_hierarchical(single.draw(7)), single.pooled())
+
+
+def _two_seeds(low, high, names=(), resamples=4000):
+    points = np.array([low, high])
+    return Seeds(points, np.repeat(points[:, None], resamples, axis=1), names)
+
+
+def test_equal_seeds_are_drawn_together():
+    """One system is better by 0.1 with either seed; the seeds themselves are 0.2 apart.
+
+    Drawn together, every difference is 0.1. Drawn independently, the means are 0.5, 0.6, 0.7 and
+    0.4, 0.5, 0.6 with probabilities 1/4, 1/2, 1/4: a difference of 0 or less has 5/16.
+    """
+    first, second = _two_seeds(0.5, 0.7, (1, 2)), _two_seeds(0.4, 0.6, (1, 2))
+    assert statistics.compare(first, second).p_seeds == pytest.approx(2 / 4001)
+    swapped = _two_seeds(0.6, 0.4, (2, 1))
+    assert statistics.compare(first, swapped).p_seeds == pytest.approx(2 / 4001)
+    for names in ((3, 4), (1, 3), (1, 1), ()):
+        other = _two_seeds(0.4, 0.6, names)
+        assert statistics.compare(first, other).p_seeds == pytest.approx(10 / 16, abs=0.05), names
+    single = Seeds(second.points[:1], second.values[:1], (1,))
+    assert statistics.compare(first, single).p_seeds == pytest.approx(2 / 4001)
+    alone = Seeds(np.array([0.55]), np.full((1, 4000), 0.55), (1,))  # below 0.5 in 1/4 of the draws
+    assert statistics.compare(first, alone).p_seeds == pytest.approx(2 / 4, abs=0.05)
 
 
 def test_clusters_widen_the_interval_of_dependent_utterances():

@@ -1,6 +1,8 @@
 """Checkpoints: atomic, with a spare, loaded strictly."""
 
+import errno
 import logging
+import os
 
 import pytest
 import torch
@@ -55,6 +57,32 @@ def test_failed_write_leaves_the_old_file(tmp_path):
         checkpoint.save_torch(tmp_path / "x.pth", {"epoch": lambda: None})
     assert torch.load(tmp_path / "x.pth") == {"epoch": 1}
     assert [path.name for path in tmp_path.iterdir()] == ["x.pth"]
+
+
+@pytest.mark.parametrize("room", [0, 1000, 100_000])
+def test_full_disk_is_one_line_and_keeps_the_old_checkpoints(tmp_path, full_disk, room):
+    for epoch in (1, 2):
+        checkpoint.save_checkpoint(tmp_path, {"epoch": epoch})
+    states = {"epoch": 3, "x": torch.zeros(100_000), "y": torch.ones(100_000)}
+    message = f"no space left on the disk of {tmp_path}: free some and run again"
+    with full_disk(room), pytest.raises(UserError, match=message):
+        checkpoint.save_checkpoint(tmp_path, states)
+    assert checkpoint.load_checkpoint(tmp_path) == {"epoch": 2}
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {checkpoint.CURRENT, checkpoint.PREVIOUS}
+    checkpoint.save_checkpoint(tmp_path, states)
+    assert torch.equal(checkpoint.load_checkpoint(tmp_path)["y"], states["y"])
+
+
+def test_full_disk_seen_at_the_flush_is_told_too(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "full")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", full)
+        with pytest.raises(UserError, match="no space left"):
+            checkpoint.save_torch(tmp_path / "x.pth", {"epoch": 1})
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(

@@ -128,6 +128,7 @@ def test_kills_anywhere_do_not_change_a_bit(corpus, tmp_path, task, places):
     assert whole.exitcode == 0
     assert_same(tmp_path / "whole", tmp_path / "killed")
     assert not list((tmp_path / "killed").glob("*.new"))
+    assert not list((tmp_path / "killed").glob(".*.tmp"))
 
 
 def test_damaged_checkpoint_costs_one_epoch_and_no_bit(corpus, tmp_path, caplog):

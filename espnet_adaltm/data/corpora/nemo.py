@@ -124,7 +124,7 @@ def prepare(
     """Write the data directories train, dev and test.
 
     Args:
-        root: Folder with ``data.tsv`` and ``samples``; audio in any format of `AUDIO_SUFFIXES`.
+        root: Folder with ``data.tsv`` and ``samples``; audio in any format that libsndfile reads.
         out_data: Folder of the sets.
         dev_speakers: Held out for development.
         test_speakers: Held out for the test.

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from espnet_adaltm.data.corpora.release import AUDIO_SUFFIXES, index_audio, split_speakers
+from espnet_adaltm.data.corpora.release import index_audio, split_speakers
 from espnet_adaltm.data.datadir import DataDir, write_data_dir
 from espnet_adaltm.errors import UserError
 
@@ -106,7 +106,7 @@ def read_recordings(root: Path) -> list[Recording]:
         speech = [recording for recording in found if recording is not None]
         if not speech:
             raise UserError(
-                f"{folder} holds no audio of speech (03-01-*, one of {', '.join(AUDIO_SUFFIXES)}): "
+                f"{folder} holds no audio of speech (03-01-*, in a format that libsndfile reads): "
                 "unpack it again or remove it"
             )
         result += speech
@@ -122,7 +122,7 @@ def prepare(
     """Write the data directories train, dev and test.
 
     Args:
-        root: Folder with ``Actor_NN``; audio in any format of `AUDIO_SUFFIXES`.
+        root: Folder with ``Actor_NN``; audio in any format that libsndfile reads.
         out_data: Folder of the sets.
         dev_actors: Two-digit numbers held out for development.
         test_actors: Two-digit numbers held out for the test.

@@ -1,12 +1,42 @@
 """Recordings of a corpus release, looked up by their stem."""
 
 from collections.abc import Iterable, Sequence
+from functools import cache
 from pathlib import Path
 
 from espnet_adaltm.errors import UserError
 
-# What libsndfile reads; earlier ones win where a recording is present twice.
-AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3")
+# Suffixes that are not the name of libsndfile's format. Earlier ones win where a recording is
+# present twice.
+_SUFFIXES = {
+    ".wav": "WAV",
+    ".flac": "FLAC",
+    ".ogg": "OGG",
+    ".oga": "OGG",
+    ".opus": "OGG",
+    ".mp3": "MP3",
+    ".aif": "AIFF",
+    ".aiff": "AIFF",
+    ".aifc": "AIFF",
+    ".snd": "AU",
+    ".sph": "NIST",
+    ".sf": "IRCAM",
+    ".8svx": "SVX",
+    ".iff": "SVX",
+}
+# Without a header, or rarely audio.
+_LEFT_OUT = frozenset(["RAW", "MAT4", "MAT5"])
+
+
+@cache
+def audio_suffixes() -> tuple[str, ...]:
+    """Lower-case suffixes of all recordings that the installed libsndfile reads, best first."""
+    import soundfile
+
+    formats = set(soundfile.available_formats()) - _LEFT_OUT
+    named = [suffix for suffix, kind in _SUFFIXES.items() if kind in formats]
+    others = (f".{kind.lower()}" for kind in sorted(formats))
+    return tuple(dict.fromkeys([*named, *others]))
 
 
 def index_audio(folder: Path) -> dict[str, Path]:
@@ -17,7 +47,7 @@ def index_audio(folder: Path) -> dict[str, Path]:
     """
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder: give the root of the unpacked release")
-    rank = {suffix: number for number, suffix in enumerate(AUDIO_SUFFIXES)}
+    rank = {suffix: number for number, suffix in enumerate(audio_suffixes())}
     files = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in rank]
     files.sort(key=lambda path: rank[path.suffix.lower()], reverse=True)
     return {path.stem: path for path in files}
