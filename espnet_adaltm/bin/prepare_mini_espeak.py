@@ -18,7 +18,7 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--labelled_share",
         type=float,
-        help="share of train that keeps its emotion label (ci, quick: 0.5; full: 0.25)",
+        help="share of train that keeps its emotion label (0.5 unless given)",
     )
     parser.add_argument(
         "--voice_share", type=float, default=0.40, help="emotion in the voice only, share"

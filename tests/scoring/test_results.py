@@ -46,6 +46,9 @@ def test_known_errors_give_known_scores(system, dump):
     counts = {name: c["utterances"] for name, c in emotion["channels"].items()}
     assert counts == {"both": 21, "voice": 21, "words": 18}
     assert wa == pytest.approx({"both": 15 / 21, "voice": 18 / 21, "words": 15 / 18})
+    # 21, 21 and 18 utterances, each class 7, 7 and 6 times: 18 * 2/3 or 21 * 2/3 are out of reach
+    ceilings = emotion["channel_ceilings"]
+    assert ceilings == pytest.approx({"voice": 1 - 12 / 60, "words": 1 - 14 / 60})
     word = result["asr"]["word"]
     assert word["Snt"] == 60
     assert word["Del"] == pytest.approx(100 * 2 / word["Wrd"])

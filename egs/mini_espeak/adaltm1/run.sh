@@ -8,7 +8,7 @@ set -euo pipefail
 
 . utils/parse_options.sh
 option size quick "ci, quick or full: which corpus and which training"
-option labelled_share "" "share of the training set with an emotion label (full: 0.25, else 0.5)"
+option labelled_share "" "share of the training set with an emotion label (default: 0.5)"
 option audio_dir "" "folder of the wav files (data/<size>/audio unless given)"
 
 show_help() {
