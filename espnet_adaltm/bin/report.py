@@ -44,7 +44,9 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--recipe", default="adaltm", help="heading of RESULTS.md")
     parser.add_argument("--command", action="append", default=[], help="what was typed; repeatable")
     parser.add_argument("--note", default="", help="text under the heading")
-    parser.add_argument("--base", type=Path, help="base encoder's folder, for its base.json")
+    parser.add_argument(
+        "--base", type=Path, help="base encoder's folder, for its base.json and its training"
+    )
     parser.add_argument(
         "--task_vectors", type=Path, help="folder with similarity.json, for its picture"
     )
@@ -65,7 +67,7 @@ def _main(args: argparse.Namespace) -> None:
     pictures = {}
     if args.plots == "true":
         folder = args.out_dir / "plots"
-        pictures = draw_all(folder, systems, scores, labels.labels, args.task_vectors)
+        pictures = draw_all(folder, systems, scores, labels.labels, args.task_vectors, args.base)
     commands = [without_places(command) for command in args.command]
     story = Story(args.recipe, commands, args.note, _base_facts(args.base))
     document = results_document(

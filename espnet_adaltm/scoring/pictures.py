@@ -9,10 +9,11 @@ import numpy as np
 
 from espnet_adaltm.errors import UserError
 from espnet_adaltm.files import read_json
-from espnet_adaltm.scoring import plots
+from espnet_adaltm.scoring import curves, plots
 from espnet_adaltm.scoring.aggregate import SetScores, System
 from espnet_adaltm.scoring.statistics import Seeds, interval
 
+HISTORY = "history.json"
 _MOVED = 1e-6
 
 
@@ -22,6 +23,7 @@ def draw_all(
     scores: Sequence[SetScores],
     labels: Sequence[str],
     task_vectors: Path | None,
+    base: Path | None = None,
 ) -> dict[str, Path]:
     """Draw everything there are data for.
 
@@ -31,6 +33,7 @@ def draw_all(
         scores: One per test set.
         labels: The ordered label list.
         task_vectors: Folder with ``similarity.json``, or None.
+        base: Folder of the base encoder, for the history of its pre-training, or None.
 
     Returns:
         Caption to file, in the order to show them.
@@ -47,8 +50,7 @@ def draw_all(
             title = f"{name} on {score.reference.name}{_seeds(systems, name)}"
             path = folder / f"confusion_{name}_{score.reference.name}.png"
             found[f"confusion of {title}"] = plots.confusion(path, title, labels, counts)
-    for system in systems:
-        found |= _curves(folder, system)
+    found |= _curves(folder, systems, base)
     return {caption: path for caption, path in found.items() if path is not None}
 
 
@@ -117,13 +119,27 @@ def _task_vectors(folder: Path, source: Path) -> dict[str, Path]:
     return {"task vectors by block": picture}
 
 
-def _curves(folder: Path, system: System) -> dict[str, Path | None]:
-    histories = _files(system, "history.json")
-    if not histories:
-        return {}
-    title = f"training of {system.name}"
-    path = folder / f"training_{system.name}.png"
-    return {title: plots.training_curves(path, title, read_json(histories[0]))}
+def _curves(folder: Path, systems: Sequence[System], base: Path | None) -> dict[str, Path | None]:
+    """One picture of what is trained once (base, experts), one of what is trained per seed."""
+    once: dict[str, curves.History] = {}
+    by_seed: dict[str, list[curves.History]] = {}
+    if base is not None and (path := base / "pretrain" / HISTORY).exists():
+        once["pre-training"] = read_json(path)
+    for system in systems:
+        histories = [read_json(path) for path in _files(system, HISTORY)]
+        if histories and None in system.folders:
+            once[system.name] = histories[0]
+        elif histories:
+            by_seed[system.name] = histories
+    several = any(len(histories) > 1 for histories in by_seed.values())
+    mean = ", mean over seeds" if several else ""
+    one, other = "training of base and experts", f"training of the compared systems{mean}"
+    return {
+        one: curves.training_curves(folder / "training.png", one.capitalize(), once),
+        other: curves.compared_curves(
+            folder / "training_compared.png", other.capitalize(), by_seed
+        ),
+    }
 
 
 def _files(system: System, name: str) -> list[Path]:

@@ -1,4 +1,4 @@
-"""Pictures of results: coefficients, confusions, task vectors, training curves, SER against WER.
+"""Pictures of results: coefficients, confusions, task vectors, SER against WER.
 
 Every function writes one PNG atomically. Colours are Okabe and Ito's, told apart by colour-blind
 readers too; matplotlib is imported on first use and draws without a display.
@@ -19,10 +19,11 @@ from espnet_adaltm.scoring.metrics import FloatArray, IntArray
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "osD^vP*X<>"
 _MOST_TICKS = 26
-_LEAST_SPAN = 0.1  # of a coefficient axis, so that noise doesn't look like structure
+_LEAST_SPAN = 0.1  # of a coefficient or cosine, so that noise doesn't look like structure
 
 
-def _figure(width: float, height: float, **layout: Any) -> tuple[Any, Any]:
+def new_figure(width: float, height: float, **layout: Any) -> tuple[Any, Any]:
+    """Figure and axes as ``pyplot.subplots`` gives them, sizes in inches."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -31,7 +32,8 @@ def _figure(width: float, height: float, **layout: Any) -> tuple[Any, Any]:
     return pyplot.subplots(figsize=(width, height), layout="constrained", **layout)
 
 
-def _save(figure: Any, path: Path) -> Path:
+def save(figure: Any, path: Path) -> Path:
+    """Write a figure as PNG, close it, and return ``path``."""
     from matplotlib import pyplot
 
     # No software version in the file: equal numbers give equal bytes.
@@ -51,6 +53,13 @@ def _group_axis(axis: Any, groups: Sequence[str]) -> None:
     axis.set_xlabel("block (0: front end)" if blocks else "group of parameters")
 
 
+def _widen(axis: Any) -> None:
+    """Show at least `_LEAST_SPAN` of the vertical axis."""
+    low, high = axis.get_ylim()
+    middle, half = (low + high) / 2, max(_LEAST_SPAN, high - low) / 2
+    axis.set_ylim(middle - half, middle + half)
+
+
 def final_coefficients(
     path: Path, title: str, tasks: Sequence[str], groups: Sequence[str], seeds: FloatArray
 ) -> Path:
@@ -63,7 +72,7 @@ def final_coefficients(
         groups: G names, by depth.
         seeds: Final coefficients, shape [S, K, G].
     """
-    figure, axis = _figure(max(6.0, min(12.0, 2 + 0.3 * len(groups))), 4.0)
+    figure, axis = new_figure(max(6.0, min(12.0, 2 + 0.3 * len(groups))), 4.0)
     x = np.arange(len(groups))
     for task, (name, colour) in enumerate(zip(tasks, COLOURS)):
         marker = MARKERS[task] if len(groups) <= _MOST_TICKS else ""
@@ -73,13 +82,11 @@ def final_coefficients(
         axis.plot(x, seeds[:, task].mean(0), color=colour, marker=marker, linewidth=2, label=name)
     several = f", mean of {len(seeds)} seeds" if len(seeds) > 1 else ""
     axis.set(title=f"{title}: learned coefficients{several}", ylabel="coefficient")
-    low, high = axis.get_ylim()
-    middle, half = (low + high) / 2, max(_LEAST_SPAN, high - low) / 2
-    axis.set_ylim(middle - half, middle + half)
+    _widen(axis)
     axis.grid(alpha=0.3)
-    axis.legend(title="task vector")
+    axis.legend(title="task vector", loc="center left", bbox_to_anchor=(1.01, 0.5))
     _group_axis(axis, groups)
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def coefficient_history(
@@ -94,7 +101,7 @@ def coefficient_history(
         groups: G names, by depth.
         epochs: Shape [E, K, G].
     """
-    figure, axes = _figure(
+    figure, axes = new_figure(
         1.5 + 3.8 * len(tasks), 3.8, ncols=len(tasks), sharey=True, squeeze=False
     )
     from matplotlib import cm, colors
@@ -104,10 +111,12 @@ def coefficient_history(
     x = np.arange(1, len(epochs) + 1)
     for task, axis in enumerate(axes[0]):
         for group in range(len(groups)):
-            axis.plot(x, epochs[:, task, group], color=palette.to_rgba(group), marker=".")
+            colour = palette.to_rgba(group) if len(groups) > 1 else COLOURS[task % len(COLOURS)]
+            axis.plot(x, epochs[:, task, group], color=colour, marker=".")
         axis.set(title=f"{tasks[task]} vector", xlabel="epoch")
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.grid(alpha=0.3)
+    _widen(axes[0][0])
     axes[0][0].set_ylabel("coefficient")
     figure.suptitle(f"{title}: coefficients while training")
     if len(groups) > 1:
@@ -115,7 +124,7 @@ def coefficient_history(
         ends = [groups[0].removeprefix("block"), groups[-1].removeprefix("block")]
         bar.set_ticks([0, len(groups) - 1], labels=ends)
         bar.set_label("block" if groups[0].startswith("block") else "group")
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def confusion(path: Path, title: str, labels: Sequence[str], counts: IntArray) -> Path:
@@ -128,18 +137,18 @@ def confusion(path: Path, title: str, labels: Sequence[str], counts: IntArray) -
         counts: References in rows, shape [C, C].
     """
     size = 2.6 + 0.75 * len(labels)
-    figure, axis = _figure(size + 0.6, size)
+    figure, axis = new_figure(size + 0.6, size)
     share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     picture = axis.imshow(share, cmap="Blues", vmin=0, vmax=1)
     for row, column in np.ndindex(*counts.shape):
         text = f"{100 * share[row, column]:.0f}\n({counts[row, column]})"
         colour = "white" if share[row, column] > 0.55 else "black"
-        axis.text(column, row, text, ha="center", va="center", color=colour, fontsize=8)
+        axis.text(column, row, text, ha="center", va="center", color=colour, fontsize=9)
     axis.set_xticks(range(len(labels)), labels, rotation=45, ha="right", rotation_mode="anchor")
     axis.set_yticks(range(len(labels)), labels)
     axis.set(title=title, xlabel="predicted", ylabel="reference")
     figure.colorbar(picture, ax=axis, label="share of the reference class", shrink=0.8)
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def task_vectors(
@@ -156,7 +165,7 @@ def task_vectors(
         norms: Task to [G] norms, divided by the base's; None where the base is zero.
         cosines: Pair of tasks to [G] cosines, None where a vector is zero.
     """
-    figure, (above, below) = _figure(
+    figure, (above, below) = new_figure(
         max(6.0, min(12.0, 2 + 0.3 * len(groups))), 5.5, nrows=2, sharex=True
     )
     x = np.arange(len(groups))
@@ -164,63 +173,23 @@ def task_vectors(
         above.plot(x, _numbers(values), color=colour, marker=marker, label=name)
     above.set(title="Task vectors by block", ylabel="norm / norm of the base")
     above.set_ylim(bottom=0)
-    above.legend(title="task vector")
+    above.legend(title="task vector", loc="center left", bbox_to_anchor=(1.01, 0.5))
     for (name, values), colour, marker in zip(cosines.items(), COLOURS[2:], MARKERS[2:]):
-        below.plot(x, _numbers(values), color=colour, marker=marker, label=name)
+        label = name.replace(",", " and ")
+        below.plot(x, _numbers(values), color=colour, marker=marker, label=label)
     below.axhline(0, color="black", linewidth=0.8)
     below.set_ylabel("cosine")
+    _widen(below)
     if cosines:
-        below.legend()
+        below.legend(title="between", loc="center left", bbox_to_anchor=(1.01, 0.5))
     for axis in (above, below):
         axis.grid(alpha=0.3)
     _group_axis(below, groups)
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def _numbers(values: Sequence[float | None]) -> FloatArray:
     return np.array([math.nan if value is None else value for value in values])
-
-
-def training_curves(
-    path: Path, title: str, history: Mapping[str, Mapping[str, Any]]
-) -> Path | None:
-    """Loss, and every metric of the validation set, over epochs.
-
-    Args:
-        path: PNG to write.
-        title: Above the picture.
-        history: Epoch to ``{"train": {...}, "valid": {...}}`` of numbers.
-
-    Returns:
-        None if there is nothing to draw.
-    """
-    epochs = sorted(history, key=int)
-    names = [name for name in ("loss", "macro_f1", "uar", "wer", "acc") if _has(history, name)]
-    if not names:
-        return None
-    panels = ["loss"] if "loss" in names else []
-    rates = [name for name in names if name != "loss"]
-    panels += ["rate"] if rates else []
-    figure, axes = _figure(1 + 4.5 * len(panels), 3.6, ncols=len(panels), squeeze=False)
-    x = [int(epoch) for epoch in epochs]
-    for panel, axis in zip(panels, axes[0]):
-        shown = ["loss"] if panel == "loss" else rates
-        for name, colour in zip(shown, COLOURS):
-            for part, style in (("train", "--"), ("valid", "-")):
-                values = [history[epoch].get(part, {}).get(name, math.nan) for epoch in epochs]
-                if not np.isnan(values).all():
-                    label = part if panel == "loss" else f"{name} ({part})"
-                    axis.plot(x, values, style, color=colour, marker=".", label=label)
-        axis.set(xlabel="epoch", ylabel=panel)
-        axis.xaxis.get_major_locator().set_params(integer=True)
-        axis.grid(alpha=0.3)
-        axis.legend()
-    figure.suptitle(title)
-    return _save(figure, path)
-
-
-def _has(history: Mapping[str, Mapping[str, Any]], name: str) -> bool:
-    return any(name in part for epoch in history.values() for part in epoch.values())
 
 
 @dataclass(frozen=True)
@@ -235,14 +204,16 @@ class Point:
 def trade_off(path: Path, title: str, points: Sequence[Point]) -> Path:
     """Macro-F1 against WER with interval bars, in percent; up and left is better.
 
+    Later markers are smaller, so that systems with equal scores show as rings around each other.
+
     Args:
         path: PNG to write.
         title: Above the picture.
         points: Systems; every triple is (value, low, high) as fractions.
     """
-    figure, axis = _figure(7.5, 4.8)
-    styles = _styles(len(points))
-    for point, (colour, marker, filled) in zip(points, styles):
+    figure, axis = new_figure(7.5, 4.8)
+    sizes = np.linspace(14, 6, len(points))
+    for point, size, (colour, marker, filled) in zip(points, sizes, styles(len(points))):
         (x, x_bars), (y, y_bars) = (_bars(values) for values in (point.wer, point.score))
         axis.errorbar(
             [x],
@@ -252,15 +223,15 @@ def trade_off(path: Path, title: str, points: Sequence[Point]) -> Path:
             fmt=marker,
             color=colour,
             markerfacecolor=colour if filled else "white",
-            markersize=8,
+            markersize=size,
             elinewidth=1,
             alpha=0.9,
             label=point.name,
         )
-    axis.set(title=title, xlabel="WER of the system (%)", ylabel="macro-F1 (%)")
+    axis.set(title=title, xlabel="WER (%), left is better", ylabel="macro-F1 (%), up is better")
     axis.grid(alpha=0.3)
     axis.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def _bars(values: tuple[float, float, float]) -> tuple[float, NDArray[np.float64]]:
@@ -268,7 +239,7 @@ def _bars(values: tuple[float, float, float]) -> tuple[float, NDArray[np.float64
     return value, np.array([[max(0.0, value - low)], [max(0.0, high - value)]])
 
 
-def _styles(count: int) -> list[tuple[str, str, bool]]:
+def styles(count: int) -> list[tuple[str, str, bool]]:
     """Colour, marker and filled or hollow; colours repeat hollow."""
     return [
         (COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)], i // len(COLOURS) % 2 == 0)

@@ -1,11 +1,13 @@
 """Requirement files, setup.py and the installer agree with each other."""
 
+import importlib
 import importlib.util
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import setuptools
 
 ROOT = Path(__file__).parents[2]
@@ -60,3 +62,14 @@ def test_the_tables_of_the_readme_are_those_of_the_results():
         text=True,
     )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("corpus", ["nemo", "ravdess"])
+def test_recipes_name_source_and_licence_of_their_corpus(corpus):
+    module = importlib.import_module(f"espnet_adaltm.bin.prepare_{corpus}")
+    script = (ROOT / "egs" / corpus / "adaltm1" / "run.sh").read_text()
+    facts = re.findall(r"https://(\S+)", module.__doc__) + re.findall(r"CC [\w-]+ \d\.\d", script)
+    assert len(facts) >= 2
+    for fact in facts:
+        assert fact in script
+        assert fact in module.__doc__

@@ -173,12 +173,14 @@ def test_names_depend_on_overrides_that_change_the_result(tmp_path):
         return re.findall(r"exp/(\w+)", out)
 
     plain = names()
-    assert plain == ["asr_expert_tiny_train_asr_unigram500"]
-    same = ("--ngpu", "2", "--num_workers=3", "--feats_type=extracted", "--ser_args", "--lr 1")
+    assert plain == ["asr_expert_tiny_train_asr_unigram500_raw"]
+    same = ("--ngpu", "2", "--num_workers=3", "--asr_args", "--max_epoch 3", "--ser_args", "--lr 1")
     assert names(*same) == plain
-    assert names("--token_type=char", "--n_tokens=0") == ["asr_expert_tiny_train_asr_char"]
+    extracted = names("--feats_type=extracted")
+    assert extracted == ["asr_expert_tiny_train_asr_unigram500"]
+    assert names("--token_type=char", "--n_tokens=0") == ["asr_expert_tiny_train_asr_char_raw"]
     changed = names("--asr_args", "--optim_conf lr=1e-4")
-    assert re.fullmatch(r"asr_expert_tiny_train_asr_unigram500_[0-9a-f]{6}", changed[0])
+    assert re.fullmatch(r"asr_expert_tiny_train_asr_unigram500_[0-9a-f]{6}_raw", changed[0])
     assert names("--asr_args", " --optim_conf  lr=1e-4 ") == changed
     assert names("--asr_args", "--optim_conf lr=2e-4") != changed
 

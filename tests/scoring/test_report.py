@@ -55,8 +55,8 @@ def test_report_says_what_the_numbers_say(arguments, tmp_path, capsys):
         f"- espnet: `{environment.version('espnet')}`",
         "|dataset|Snt|Wrd|Corr|Sub|Del|Ins|Err|S.Err|",
         "### Macro-F1 by channel (utterances)",
-        # 84 of 240 have the emotion in both, 78 in each other; a class is a third of every channel.
-        "voice alone would reach WA 78.3, of the words alone\n78.3",
+        # 81, 81 and 78 of 240 utterances, in all of them a class is a third
+        "voice alone would reach WA 78.3, of the words alone\n77.5",
     ):
         assert expected in text, expected
     assert str(tmp_path) not in text
@@ -89,7 +89,7 @@ def test_word_and_character_errors_have_a_table_each(arguments, tmp_path):
 def test_ceilings_of_the_channels(arguments, tmp_path):
     report.main([*arguments, "--plots", "false"])
     ceilings = read_json(tmp_path / "out" / "results.json")["channel_ceilings"]
-    assert ceilings == {"test": pytest.approx({"voice": 188 / 240, "words": 188 / 240})}
+    assert ceilings == {"test": pytest.approx({"voice": 188 / 240, "words": 186 / 240})}
     path = tmp_path / "dump" / "test" / "utt2channel"
     path.write_text(path.read_text().replace("voice", "tone"))
     report.main([*arguments, "--plots", "false"])
@@ -112,8 +112,8 @@ def test_ceilings_of_the_channels(arguments, tmp_path):
             r"./run.sh --train_args --c\ a:/x/b,/x/c",
             "./run.sh --train_args '--c a:/path/to/b,/path/to/c'",
         ),
-        ("./run.sh --base ../x/y --u https://a.org/b/c", "./run.sh --base ../x/y --u https://a.org/b/c"),
-        ("./run.sh --seeds 1\\ 2 --base microsoft/wavlm", "./run.sh --seeds '1 2' --base microsoft/wavlm"),
+        ("./run.sh --u https://a.org/b/c", "./run.sh --u https://a.org/b/c"),
+        (r"./run.sh --seeds 1\ 2 --base ../x/wavlm", "./run.sh --seeds '1 2' --base ../x/wavlm"),
         ("echo 'open /home/x/y", "echo 'open /path/to/y"),
     ],
 )  # fmt: skip
@@ -147,6 +147,8 @@ def test_pictures_are_drawn_and_linked(arguments, tmp_path):
         )
         history = {str(e): {"train": {"loss": 1 / e}, "valid": {"loss": 2 / e}} for e in (1, 2)}
         write_json(tmp_path / seed / "history.json", history)
+    (tmp_path / "pretrain").mkdir()
+    write_json(tmp_path / "pretrain" / "history.json", history)
     constant = {"tasks": ["asr"], "groups": ["all"], "epochs": [[[0.5]]] * 3, "final": [[0.5]]}
     write_json(tmp_path / "bad" / "coefficients.json", constant)
     write_json(tmp_path / "asr" / "coefficients.json", {**constant, "tasks": [], "final": []})
@@ -167,7 +169,8 @@ def test_pictures_are_drawn_and_linked(arguments, tmp_path):
         "confusion_good_test.png",
         "task_vectors.png",
         "trade_off_test.png",
-        "training_good.png",
+        "training.png",
+        "training_compared.png",
     }
     text = (tmp_path / "out" / "RESULTS.md").read_text()
     assert all(f"](plots/{name})" in text for name in drawn)
