@@ -229,7 +229,7 @@ stage_audio() {
         # shellcheck disable=SC2086  # one input per word
         item "audio_${set}" "${dumpdir}" --shared true \
             --inputs "${datadir}/${set}/wav.scp@data" "${datadir}/${set}/utt2spk@data" ${files} \
-            --outputs "${dumpdir}/${set}"/{wav.scp,utt2spk,utt2num_samples,audit.md} \
+            --outputs "${dumpdir}/${set}"/{wav.scp,utt2spk,utt2num_samples,audit.md,audio/data.1.ark} \
             -- python -m espnet_adaltm.bin.format_audio --data "${datadir}/${set}" \
             --out "${dumpdir}/${set}" --min_seconds "${min_seconds}" --max_seconds "${max_seconds}"
         # shellcheck disable=SC2207  # one input per word
@@ -282,7 +282,7 @@ make_base() {
     for set in ${all_sets}; do
         item "${set}" "${base_dir}/feats" --shared true --ignore_options device \
             --inputs "${base_dir}/model.safetensors@base" "${dumpdir}/${set}/wav.scp@audio" \
-            --outputs "${base_dir}/feats/${set}"/{feats.scp,feats_shape} \
+            --outputs "${base_dir}/feats/${set}"/{feats.scp,feats.ark,feats_shape} \
             -- python -m espnet_adaltm.bin.extract_features --base "${base_dir}" \
             --dump "${dumpdir}/${set}" --out "${base_dir}/feats/${set}" --device "${device}"
     done
@@ -307,8 +307,9 @@ train_tiny_base() {
     for set in "${train_set}" "${valid_set}"; do
         dumps+=("${dumpdir}/${set}")
         inputs+=("${dumpdir}/${set}/wav.scp@audio")
-        outputs+=("${units}/${set}/units.scp")
+        outputs+=("${units}/${set}"/units.{scp,ark})
     done
+    outputs+=("${units}/units.safetensors")
     item units "${units}" --inputs "${base_config}" "${inputs[@]}" --outputs "${outputs[@]}" \
         -- python -m espnet_adaltm.bin.fit_units --train_dump "${dumps[0]}" --dumps "${dumps[@]}" \
         --out "${units}" --config "${base_config}" --num_units "${num_units}" \
