@@ -34,6 +34,10 @@ def load_selected(args: argparse.Namespace, model: AdaltmModel) -> dict[str, Any
     The first criterion that was reported decides; with several ``--keep_nbest_models`` the average
     of the greatest number of best epochs is taken.
 
+    Args:
+        args: Options of the training.
+        model: As `AdaltmTask.build_model` made it: its frozen parameters are kept.
+
     Returns:
         ``{"criterion", "best_epoch", "value", "weights", "last_epoch", "metrics"}``: ``weights`` is
         a file name, ``metrics`` are the validation statistics of the best epoch.
@@ -48,7 +52,11 @@ def load_selected(args: argparse.Namespace, model: AdaltmModel) -> dict[str, Any
         if len(values) < len(stats):
             continue
         chosen = folder / f"{part}.{name}.ave.pth"
-        load_strict(model, load_weights(chosen), str(chosen))
+        # The mean of n equal floats is not always that float: what was frozen stays the base's bits,
+        # so that its task vector is exactly zero.
+        frozen = {n: p.detach() for n, p in model.named_parameters() if not p.requires_grad}
+        weights = load_weights(chosen)
+        load_strict(model, {n: frozen.get(n, value) for n, value in weights.items()}, str(chosen))
         best = (min if mode == "min" else max)(values, key=values.get)
         return {
             "criterion": [part, name, mode],

@@ -53,6 +53,19 @@ def test_emotion_expert_learns_and_is_exported(corpus, tmp_path):
         assert torch.equal(tensor, exported[name]) == frozen, name
 
 
+def test_averaged_epochs_leave_frozen_weights_bit_identical(corpus, tmp_path):
+    train("ser", options(corpus, tmp_path, "ser", max_epoch=3, keep_nbest_models=3))
+    averaged = weights(tmp_path, "valid.macro_f1.ave_3best.pth")
+    exported = load_file(tmp_path / "expert.safetensors")
+    base = load_encoder(corpus / "base").encoder_state()
+    cnn = [name for name in base if name.startswith("feature_extractor.")]
+    assert all(torch.equal(base[name], exported[name]) for name in cnn)
+    # ESPnet's mean moves some of them by a rounding, which is why they are taken from the base
+    assert not all(torch.equal(base[name], averaged[f"encoder.body.{name}"]) for name in cnn)
+    trained = "encoder.layers.0.attention.q_proj.weight"
+    assert torch.equal(exported[trained], averaged[f"encoder.body.{trained}"])
+
+
 def test_recognition_expert_learns_and_is_exported(corpus, tmp_path):
     argv = options(
         corpus, tmp_path, "asr", max_epoch=16, head_lr=0.01, encoder_lr=0.003, mask_time_prob=0.02
