@@ -52,8 +52,8 @@ def load_selected(args: argparse.Namespace, model: AdaltmModel) -> dict[str, Any
         if len(values) < len(stats):
             continue
         chosen = folder / f"{part}.{name}.ave.pth"
-        # The mean of n equal floats is not always that float: what was frozen stays the base's bits,
-        # so that its task vector is exactly zero.
+        # The mean of n equal floats is not always that float: what was frozen keeps the base's
+        # bits, so that its task vector is exactly zero.
         frozen = {n: p.detach() for n, p in model.named_parameters() if not p.requires_grad}
         weights = load_weights(chosen)
         load_strict(model, {n: frozen.get(n, value) for n, value in weights.items()}, str(chosen))
