@@ -221,7 +221,7 @@ stage_data() {
 }
 
 stage_audio() {
-    local set files overlap=() inputs=() dumps=()
+    local set file files overlap=() inputs=() dumps=()
     item_logs=${dumpdir}/logs
     for set in ${all_sets}; do
         files=$(present "${datadir}/${set}@data" segments text utt2emo utt2soft utt2dialog \
@@ -232,9 +232,13 @@ stage_audio() {
             --outputs "${dumpdir}/${set}"/{wav.scp,utt2spk,utt2num_samples,audit.md,audio/data.1.ark} \
             -- python -m espnet_adaltm.bin.format_audio --data "${datadir}/${set}" \
             --out "${dumpdir}/${set}" --min_seconds "${min_seconds}" --max_seconds "${max_seconds}"
-        # shellcheck disable=SC2207  # one input per word
-        inputs+=("${dumpdir}/${set}/wav.scp@audio" "${dumpdir}/${set}/utt2spk@audio"
-            $(present "${dumpdir}/${set}@audio" text utt2emo audio_stats.tsv))
+        inputs+=("${dumpdir}/${set}"/{wav.scp,utt2spk,audio_stats.tsv}@audio)
+        # The items above have not run yet: what they will leave is known from what they read.
+        for file in text utt2emo; do
+            if [ -f "${datadir}/${set}/${file}" ]; then
+                inputs+=("${dumpdir}/${set}/${file}@audio")
+            fi
+        done
         dumps+=("${dumpdir}/${set}")
     done
     if "${allow_speaker_overlap}"; then overlap=(--allow_speaker_overlap); fi

@@ -30,6 +30,7 @@ else
 fi
 exec ./adaltm.sh \
     --train_set train --valid_set dev --test_sets test \
+    --feats_type extracted --merge_jobs "$(nproc)" --nj "$(nproc)" \
     --base_config "${conf}/train_base.yaml" --asr_config "${conf}/train_asr.yaml" \
     --ser_config "${conf}/train_ser.yaml" --merge_config "${conf}/train_merge.yaml" \
     --merge_dir ../../../conf/merge --token_type char --n_tokens 0 \
