@@ -203,3 +203,13 @@ def test_vectors_of_two_bases_do_not_mix():
     fewer = TaskVector({NAME: tau.tensors[NAME]})
     with pytest.raises(UserError, match="is in only one of them"):
         tau.cosine(fewer)
+
+
+def test_the_same_vector_gives_the_same_bytes(tmp_path):
+    name = "encoder.layers.0.attention.q_proj.weight"
+    metadata = {"base_sha256": "b", "expert_sha256": "e", "more": "m"}
+    for file in ("first", "second"):
+        TaskVector({name: torch.ones(2, 2)}, dict(metadata)).save(tmp_path / file)
+        metadata = dict(reversed(metadata.items()))
+    assert (tmp_path / "first").read_bytes() == (tmp_path / "second").read_bytes()
+    assert TaskVector.load(tmp_path / "first").metadata["base_sha256"] == "b"
