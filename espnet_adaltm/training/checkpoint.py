@@ -7,9 +7,11 @@ is kept, and loading falls back to it.
 
 import logging
 from collections.abc import Callable, Mapping
+from datetime import timedelta
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -101,9 +103,7 @@ def load_checkpoint(folder: Path, device: str | torch.device = "cpu") -> dict[st
         if not path.exists():
             continue
         try:
-            # The reporter's statistics are plain Python objects that `weights_only` refuses; this
-            # file is only ever one that this experiment wrote itself.
-            states = torch.load(path, map_location=device, weights_only=False)
+            states = torch.load(path, map_location=device, weights_only=True)
         except Exception as error:  # noqa: BLE001  (any damage shows as any exception)
             logging.warning("%s cannot be read (%s): it is damaged", path, _first_line(error))
             broken.append(str(path))
@@ -117,6 +117,24 @@ def load_checkpoint(folder: Path, device: str | torch.device = "cpu") -> dict[st
             f"from the start, or restore them from a copy"
         )
     return None
+
+
+def plain(value: Any) -> Any:
+    """The same without NumPy scalars and time spans, which only a full unpickler could read.
+
+    Args:
+        value: Nested dictionaries and lists, as ESPnet's reporter keeps its statistics.
+
+    Returns:
+        NumPy scalars as Python numbers (exactly), time spans in seconds, the rest as it is.
+    """
+    if isinstance(value, Mapping):
+        return {key: plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(entry) for entry in value]
+    if isinstance(value, np.generic):
+        return value.item()
+    return value.total_seconds() if isinstance(value, timedelta) else value
 
 
 def _first_line(error: Exception) -> str:

@@ -34,6 +34,7 @@ from espnet_adaltm.training.checkpoint import (
     link,
     load_checkpoint,
     load_strict,
+    plain,
     save_checkpoint,
     save_torch,
 )
@@ -333,7 +334,7 @@ def _save(job: _Job, epoch: int) -> None:
         job.folder,
         {
             "model": state,
-            "reporter": job.reporter.state_dict(),
+            "reporter": plain(job.reporter.state_dict()),
             "optimizers": [optimizer.state_dict() for optimizer in job.optimizers],
             "schedulers": [s.state_dict() if s is not None else None for s in job.schedulers],
             "scaler": job.scaler.state_dict() if job.scaler is not None else None,

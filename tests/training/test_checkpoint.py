@@ -3,7 +3,9 @@
 import errno
 import logging
 import os
+from datetime import timedelta
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -20,7 +22,7 @@ def test_newest_and_previous_are_kept(tmp_path):
     for epoch in (1, 2, 3):
         checkpoint.save_checkpoint(tmp_path, {"epoch": epoch})
     assert checkpoint.load_checkpoint(tmp_path) == {"epoch": 3}
-    assert torch.load(tmp_path / checkpoint.PREVIOUS) == {"epoch": 2}
+    assert torch.load(tmp_path / checkpoint.PREVIOUS, weights_only=True) == {"epoch": 2}
     names = {path.name for path in tmp_path.iterdir()}
     assert names == {checkpoint.CURRENT, checkpoint.PREVIOUS}
 
@@ -55,7 +57,7 @@ def test_failed_write_leaves_the_old_file(tmp_path):
     checkpoint.save_torch(tmp_path / "x.pth", {"epoch": 1})
     with pytest.raises((AttributeError, TypeError)):
         checkpoint.save_torch(tmp_path / "x.pth", {"epoch": lambda: None})
-    assert torch.load(tmp_path / "x.pth") == {"epoch": 1}
+    assert torch.load(tmp_path / "x.pth", weights_only=True) == {"epoch": 1}
     assert [path.name for path in tmp_path.iterdir()] == ["x.pth"]
 
 
@@ -116,3 +118,18 @@ def test_link_replaces_a_link(tmp_path):
         checkpoint.link(tmp_path / "best.pth", target)
     assert (tmp_path / "best.pth").readlink().name == "2epoch.pth"
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_statistics_become_plain_without_losing_a_bit():
+    stats = {
+        1: {"train": {"loss": np.float64(0.1), "n": np.int64(3), "time": timedelta(minutes=2)}}
+    }
+    made = checkpoint.plain({"stats": stats, "epoch": 1})
+    assert made == {"stats": {1: {"train": {"loss": 0.1, "n": 3, "time": 120.0}}}, "epoch": 1}
+    assert [type(value) for value in made["stats"][1]["train"].values()] == [float, int, float]
+
+
+def test_a_checkpoint_that_would_run_code_is_not_read(tmp_path):
+    torch.save({"epoch": timedelta(1)}, tmp_path / checkpoint.CURRENT)
+    with pytest.raises(UserError, match="no readable checkpoint"):
+        checkpoint.load_checkpoint(tmp_path)

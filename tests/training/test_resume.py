@@ -159,7 +159,7 @@ def test_changed_option_is_refused_and_max_epoch_is_not(corpus, tmp_path):
 
 def test_ill_fitting_checkpoint_is_refused(corpus, tmp_path):
     train("ser", options(corpus, tmp_path, "ser", max_epoch=1))
-    states = torch.load(tmp_path / "checkpoint.pth", weights_only=False)
+    states = torch.load(tmp_path / "checkpoint.pth", weights_only=True)
     states["model"] = {f"module.{name}": value for name, value in states["model"].items()}
     torch.save(states, tmp_path / "checkpoint.pth")
     with pytest.raises(UserError, match=r"missing 'encoder\.body"):

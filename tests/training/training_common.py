@@ -183,7 +183,7 @@ def start(target: object, *args: object) -> multiprocessing.process.BaseProcess:
 
 def stats(folder: Path) -> dict[int, dict[str, dict[str, float]]]:
     """Epoch to part to name to value, of a training's newest checkpoint."""
-    states = torch.load(folder / "checkpoint.pth", weights_only=False)
+    states = torch.load(folder / "checkpoint.pth", weights_only=True)
     return states["reporter"]["stats"]
 
 
