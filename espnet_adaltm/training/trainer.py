@@ -354,7 +354,7 @@ def _save(job: _Job, epoch: int) -> None:
 def _write_history(job: _Job) -> None:
     """Write ``history.json``: epoch to part (train, valid) to means of losses and metrics.
 
-    The checkpoint has the same as a pickle; this is for plots and people.
+    The checkpoint has the same beside the weights; this is for plots and people.
     """
     stats = job.reporter.stats
     history = {
