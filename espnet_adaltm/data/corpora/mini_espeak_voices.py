@@ -12,10 +12,14 @@ import numpy as np
 
 from espnet_adaltm.data.corpora.espeak import Settings
 
-_ACCENTS = ("en-us", "en", "en-gb-x-rp")
+_ACCENTS = ("en-us", "en", "en-gb-x-rp", "en-gb-scotland", "en-gb-x-gbcwmd")
+# Variants without an echo: eSpeak NG's echo differs from one process to the next.
 _VARIANTS = {
-    "m": ("m1", "m2", "m3", "m4", "m6", "m7", "Alex", "max"),
-    "f": ("f1", "f2", "f3", "f4", "f5", "linda", "Annie", "belinda"),
+    "m": ("m1", "m3", "m4", "m6", "m7", "Alex", "max", "Andy", "Lee", "Michael"),
+    "f": (
+        *("f1", "linda", "Annie", "belinda", "Andrea"),
+        *("anika", "steph", "steph3", "aunty", "grandma"),
+    ),
 }
 
 
@@ -45,12 +49,18 @@ class Prosody:
 
 @dataclass(frozen=True)
 class Speaker:
-    """One synthetic speaker."""
+    """One synthetic speaker.
+
+    Attributes:
+        voice: eSpeak NG's accent and variant.
+        tract: Factor of all frequencies, as of a shorter vocal tract (and of the speed).
+    """
 
     name: str
     gender: str
     voice: str
     habit: Prosody
+    tract: float
 
 
 @dataclass(frozen=True)
@@ -73,7 +83,7 @@ VOICE_CUES: Mapping[str, Cue] = {
 
 
 def speaker_bank(seed: int) -> list[Speaker]:
-    """The 48 speakers, women and men in turn: every prefix of even length is balanced."""
+    """The 100 speakers, women and men in turn: every prefix of even length is balanced."""
     rng = random.Random(f"{seed}/speakers")
     pools = {}
     for gender, variants in _VARIANTS.items():
@@ -81,7 +91,7 @@ def speaker_bank(seed: int) -> list[Speaker]:
         rng.shuffle(pools[gender])
     order = [(g, v) for pair in zip(pools["f"], pools["m"]) for g, v in zip("fm", pair)]
     return [
-        Speaker(f"s{number:02d}", gender, voice, _habit(rng))
+        Speaker(f"s{number:02d}", gender, voice, _habit(rng), rng.uniform(0.93, 1.08))
         for number, (gender, voice) in enumerate(order, 1)
     ]
 
@@ -89,7 +99,7 @@ def speaker_bank(seed: int) -> list[Speaker]:
 def _habit(rng: random.Random) -> Prosody:
     return Prosody(
         rate=rng.uniform(166, 186),
-        volume=rng.uniform(48, 64),
+        volume=rng.uniform(36, 48),
         pitch=rng.uniform(36, 54),
         range=rng.uniform(44, 52),
         effort=rng.uniform(0.0, 0.15),
@@ -99,7 +109,7 @@ def _habit(rng: random.Random) -> Prosody:
 def perform(habit: Prosody, emotion: str, rng: random.Random) -> Prosody:
     """Move a habit by an emotion's cue, more or less strongly, and by a little noise."""
     cue = VOICE_CUES[emotion]
-    strength = rng.uniform(0.8, 1.2)
+    strength = rng.uniform(1.0, 1.6)
     return Prosody(
         rate=habit.rate * cue.rate**strength * rng.gauss(1, 0.03),
         volume=habit.volume * cue.volume**strength * rng.gauss(1, 0.08),

@@ -104,10 +104,10 @@ def test_prosody_tells_the_emotion_in_its_channels_only(full):
         shifts[cue].append((u.prosody.pitch - habit.pitch, u.prosody.rate / habit.rate))
     pitch, rate = ({k: np.mean(v, axis=0)[i] for k, v in shifts.items()} for i in (0, 1))
     assert pitch == pytest.approx(
-        {"none": 0, "neutral": 0, "angry": 4, "happy": 24, "sad": -14}, abs=0.4
+        {"none": 0, "neutral": 0, "angry": 5.2, "happy": 31.2, "sad": -18.2}, abs=0.4
     )
     assert rate == pytest.approx(
-        {"none": 1, "neutral": 1, "angry": 1.2, "happy": 1.04, "sad": 0.83}, abs=0.01
+        {"none": 1, "neutral": 1, "angry": 1.267, "happy": 1.052, "sad": 0.785}, abs=0.01
     )
 
 
@@ -160,8 +160,8 @@ def test_plan_depends_on_the_seed_only():
 
 def test_speaker_bank_is_balanced_and_distinct():
     bank = speaker_bank(2025)
-    assert len(bank) == len({s.voice for s in bank}) == 48
-    assert [s.gender for s in bank] == ["f", "m"] * 24
+    assert len(bank) == len({s.voice for s in bank}) == 100
+    assert [s.gender for s in bank] == ["f", "m"] * 50
 
 
 def test_labelled_subset(full):
@@ -172,8 +172,8 @@ def test_labelled_subset(full):
     counts = Counter(by_key[key].emotion for key in chosen)
     assert counts == {emotion: round(0.25 * totals[emotion]) for emotion in EMOTIONS}
     speakers = Counter(by_key[key].speaker.name for key in chosen)
-    assert len(speakers) == 26
-    assert min(speakers.values()) >= 40
+    assert len(speakers) == 64
+    assert min(speakers.values()) >= 15
     assert labelled_subset(train, 0.1, 2025) < chosen
     assert labelled_subset(train, 0.25, 1) != chosen
     assert labelled_subset(train, 1.0, 2025) == set(by_key)
