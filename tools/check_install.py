@@ -18,11 +18,14 @@ from pathlib import Path
 TOOLS = Path(__file__).resolve().parent
 BASE = ("requirements-torch.txt", "requirements.txt", "requirements-train.txt")
 TORCHAUDIO = "requirements-torchaudio.txt"
-DEVELOPMENT = "requirements-dev.txt"
+DEVELOPMENT = ("requirements-dev.txt", "requirements-reference.txt")
 # Distribution name to the module that has to import; None for programs.
 MODULES = {
     "espeakng-loader": "espeakng_loader",
     "espnet": "espnet2.tasks.abs_task",
+    "fusion-bench": "fusion_bench.models.wrappers.layer_wise_fusion",
+    "mergekit": "mergekit.scripts.run_yaml",
+    "peft": "peft.utils.merge_utils",
     "pytest-xdist": "xdist",
     "pyyaml": "yaml",
     "ruff": None,
@@ -113,7 +116,7 @@ def main() -> None:
     # Nothing here may reach for the network.
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-    pins = pinned((*BASE, TORCHAUDIO, *((DEVELOPMENT,) if args.dev else ())))
+    pins = pinned((*BASE, TORCHAUDIO, *(DEVELOPMENT if args.dev else ())))
     problems = version_problems(pins, exact=not args.any_version)
     if not problems and not args.quick:
         problems = import_problems(pins)

@@ -258,6 +258,9 @@ if "${dev}"; then
     packages+=(-r "${tools}/requirements-dev.txt")
 fi
 install --overrides "${overrides}" "${packages[@]}"
+if "${dev}"; then
+    install --no-deps -r "${tools}/requirements-reference.txt"
+fi
 
 # torchaudio's wheel is linked to CUDA. ESPnet needs only its Python part, which loads once the
 # compiled files are out of the way; with a matching CUDA torch they load and stay.

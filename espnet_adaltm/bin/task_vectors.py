@@ -8,6 +8,7 @@ Writes asr.safetensors, ser.safetensors and similarity.json.
 
 import argparse
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
@@ -16,6 +17,7 @@ from espnet_adaltm.bin import cli
 from espnet_adaltm.errors import UserError
 from espnet_adaltm.files import read_json, require, write_json
 from espnet_adaltm.merging.analysis import analyse
+from espnet_adaltm.merging.extract import extract_vectors
 from espnet_adaltm.merging.task_vector import TaskVector
 from espnet_adaltm.merging.weights import open_weights
 
@@ -38,8 +40,8 @@ def get_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def make_vector(base: Path, expert: Path) -> TaskVector:
-    """Subtract an expert's base from it.
+def check_expert(base: Path, expert: Path) -> Path:
+    """Return an expert's weights, after a look at what it was fine-tuned from.
 
     Raises:
         UserError: A folder is incomplete, or the expert was fine-tuned from another base.
@@ -51,8 +53,7 @@ def make_vector(base: Path, expert: Path) -> TaskVector:
             f"{expert} was fine-tuned from the base {used_hash[:12]}, but {base} is "
             f"{base_hash[:12]}: train the expert again from this base, or give its own"
         )
-    weights = require(expert / "expert.safetensors", "the expert's training stage")
-    return TaskVector.from_checkpoints(base, weights, base_sha256=base_hash)
+    return require(expert / "expert.safetensors", "the expert's training stage")
 
 
 def _entry(path: Path, key: str, made_by: str) -> str:
@@ -64,20 +65,24 @@ def _entry(path: Path, key: str, made_by: str) -> str:
 
 def work(args: argparse.Namespace) -> None:
     """Do what the module says."""
-    experts = {"asr": args.asr, "ser": args.ser}
-    vectors = {task: make_vector(args.base, path) for task, path in experts.items() if path}
-    if not vectors:
+    given = {"asr": args.asr, "ser": args.ser}
+    experts = {task: check_expert(args.base, path) for task, path in given.items() if path}
+    if not experts:
         raise UserError("no expert given: use --asr, --ser or both")
     config = read_json(require(args.base / "config.json", "stage base"))
-    with open_weights(args.base) as weights:
+    files = {task: args.out / f"{task}.safetensors" for task in experts}
+    base_hash = _entry(args.base / "base.json", "sha256", "stage base")
+    dtype = _DTYPES[args.dtype]
+    extract_vectors(args.base, experts, files, dtype=dtype, base_sha256=base_hash)
+    with ExitStack() as stack:
+        vectors = {t: stack.enter_context(TaskVector.open(file)) for t, file in files.items()}
+        weights = stack.enter_context(open_weights(args.base))
         norm_first = bool(config.get("do_stable_layer_norm", False))
         report = analyse(vectors, weights.items(), norm_first=norm_first)
-    for task, vector in vectors.items():
-        vector.save(args.out / f"{task}.safetensors", _DTYPES[args.dtype])
     # Last: a reader of the report finds the vectors.
     write_json(args.out / "similarity.json", report)
     total = report["total"]
-    for task in vectors:
+    for task in experts:
         print(f"{task}: |tau| / |base| = {total['relative_norm'][task]:.4f}")
     for pair, value in total["cosine"].items():
         print(f"{pair}: cosine {'undefined' if value is None else f'{value:.4f}'}")

@@ -1,8 +1,8 @@
-"""How large task vectors are, and how much they agree, by depth."""
+"""How large task vectors are, and how much they agree, by depth and by module."""
 
 import itertools
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -39,57 +39,78 @@ def analyse(
         ``tasks``, ``blocks`` (names, depth 0 to L), and for each block in turn ``base_norm``,
         ``norm[task]``, ``relative_norm[task]`` (norm over the base's), ``cosine[pair]`` and
         ``sign_conflict[pair]`` (share of the elements that both tasks move), pairs written
-        ``asr,ser``; ``total`` has the same five over all blocks. A ratio whose denominator is 0 is
-        None.
+        ``asr,ser``. ``modules`` has ``groups`` (``block3.attention`` and so on, by depth) and the
+        same five for each of them, ``parts`` likewise for the modules of one kind over all depths
+        (``attention``), ``total`` the same five over everything. A ratio whose denominator is 0 is
+        None. Sums are of float64; nothing is rescaled.
     """
     first = next(iter(vectors.values()))
     for vector in vectors.values():
         check_compatible(first, vector)
     layers = first.num_layers
-    blocks = group_names(first.tensors, layers, "block", norm_first=norm_first)
+    names = {
+        level: group_names(first.tensors, layers, level, norm_first=norm_first)
+        for level in ("block", "module")
+    }
     place = {
-        name: blocks.index(group_of(name, layers, "block", norm_first=norm_first))
-        for name in first.tensors
+        name: group_of(name, layers, "module", norm_first=norm_first) for name in first.tensors
     }
     tasks = list(vectors)
     pairs = list(itertools.combinations(tasks, 2))
-    sums = _Sums(len(blocks))
+    sums = _Sums(names["module"])
     for name, tensor in base:
         if name in place:
             sums.add("base", place[name], inner(tensor, tensor))
-    for name, block in place.items():
+    for name, module in place.items():
         deltas = {task: vector.tensors[name] for task, vector in vectors.items()}
         for task, delta in deltas.items():
-            sums.add(task, block, inner(delta, delta))
+            sums.add(task, module, inner(delta, delta))
         for one, other in pairs:
-            sums.add(f"{one},{other}", block, inner(deltas[one], deltas[other]))
+            sums.add(f"{one},{other}", module, inner(deltas[one], deltas[other]))
             differ, both = sign_conflicts(deltas[one], deltas[other])
-            sums.add(f"{one},{other} differ", block, differ)
-            sums.add(f"{one},{other} both", block, both)
-    rows = [_describe(sums.row(block), tasks, pairs) for block in range(len(blocks))]
+            sums.add(f"{one},{other} differ", module, differ)
+            sums.add(f"{one},{other} both", module, both)
+
+    def described(members: Mapping[str, list[str]]) -> dict[str, Any]:
+        return _columns([_describe(sums.over(group), tasks, pairs) for group in members.values()])
+
+    parts = sorted({module.partition(".")[2] for module in names["module"]})
+    by_block = {block: sums.matching(block, 0) for block in names["block"]}
+    by_part = {part: sums.matching(part, 1) for part in parts}
     return {
         "tasks": tasks,
-        "blocks": blocks,
-        **_columns(rows),
-        TOTAL: _describe(sums.total(), tasks, pairs),
+        "blocks": names["block"],
+        **described(by_block),
+        "modules": {
+            "groups": names["module"],
+            **described({module: [module] for module in names["module"]}),
+        },
+        "parts": {"groups": parts, **described(by_part)},
+        TOTAL: _describe(sums.over(names["module"]), tasks, pairs),
     }
 
 
 class _Sums:
-    """Named float sums, one per block."""
+    """Named float sums, one per module."""
 
-    def __init__(self, blocks: int) -> None:
-        self._blocks = blocks
-        self._values: dict[str, list[float]] = {}
+    def __init__(self, modules: Sequence[str]) -> None:
+        self._modules = modules
+        self._values: dict[str, dict[str, float]] = {}
 
-    def add(self, key: str, block: int, value: float) -> None:
-        self._values.setdefault(key, [0.0] * self._blocks)[block] += value
+    def add(self, key: str, module: str, value: float) -> None:
+        row = self._values.setdefault(key, dict.fromkeys(self._modules, 0.0))
+        row[module] += value
 
-    def row(self, block: int) -> dict[str, float]:
-        return {key: values[block] for key, values in self._values.items()}
+    def over(self, modules: Iterable[str]) -> dict[str, float]:
+        chosen = list(modules)
+        return {
+            key: math.fsum(values[module] for module in chosen)
+            for key, values in self._values.items()
+        }
 
-    def total(self) -> dict[str, float]:
-        return {key: math.fsum(values) for key, values in self._values.items()}
+    def matching(self, name: str, side: int) -> list[str]:
+        """Modules of a block (side 0 of ``block.part``) or of a part (side 1)."""
+        return [module for module in self._modules if module.split(".", 1)[side] == name]
 
 
 def _ratio(value: float, by: float) -> float | None:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -78,6 +79,37 @@ class Coefficients(nn.Module):
     def table(self) -> list[list[float]]:
         """Return lambda as plain numbers, [K][G], for ``coefficients.json``."""
         return self().detach().cpu().tolist()
+
+    @torch.no_grad()
+    def fill(self, table: Sequence[Sequence[float]]) -> None:
+        """Set lambda to given numbers, as `table` returns them.
+
+        Args:
+            table: [K][G], tasks and groups in the order of this object's.
+
+        Raises:
+            UserError: Another shape, not finite, or numbers that the constraint cannot take.
+        """
+        widths = {len(row) for row in table}
+        if len(table) != len(self.tasks) or widths - {len(self.groups)}:
+            raise UserError(
+                f"coefficients of {len(table)} tasks and {sorted(widths)} groups: expected "
+                f"{len(self.tasks)} ({', '.join(self.tasks)}) and {len(self.groups)}"
+            )
+        for column, group in enumerate(self.groups):
+            values = initial_values(self.tasks, {t: r[column] for t, r in zip(self.tasks, table)})
+            try:
+                start = _inverse(self.constraint, self.tasks, values)
+            except UserError as error:
+                raise UserError(f"group {group}: {error}") from error
+            self.raw[:, column] = self.raw.new_tensor(start)
+
+    def parameter_group(self, learning_rate: float) -> dict[str, Any]:
+        """Options for an optimiser: a rate of their own, and no pull towards the base.
+
+        The paper's rate is 1e-4, with which Adam moves a coefficient by at most 1e-4 a step.
+        """
+        return {"params": [self.raw], "lr": learning_rate, "weight_decay": 0.0}
 
     def extra_repr(self) -> str:
         """Describe the module in a model summary."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from espnet_adaltm.backbone.blocks import block_of, module_of
+from espnet_adaltm.backbone.blocks import BlockMap, Place, block_of, module_of
 from espnet_adaltm.errors import UserError
 
 GRANULARITIES = ("global", "block", "module", "tensor")
@@ -24,16 +24,10 @@ def group_of(name: str, num_layers: int, granularity: str, *, norm_first: bool =
     Raises:
         UserError: Unknown granularity.
     """
-    if granularity == "global":
-        return "all"
-    if granularity == "tensor":
-        return name
-    block = f"block{block_of(name, num_layers, norm_first=norm_first)}"
-    if granularity == "block":
-        return block
-    if granularity == "module":
-        return f"{block}.{module_of(name)}"
-    raise UserError(f"granularity {granularity!r} is unknown: one of {', '.join(GRANULARITIES)}")
+    if granularity in ("global", "tensor"):
+        return _group(name, Place(0, ""), granularity)
+    block = block_of(name, num_layers, norm_first=norm_first)
+    return _group(name, Place(block, module_of(name)), granularity)
 
 
 def group_names(
@@ -47,8 +41,36 @@ def group_names(
         granularity: One of `GRANULARITIES`.
         norm_first: True for pre-norm encoders.
     """
-    depth = {}
-    for name in names:
-        group = group_of(name, num_layers, granularity, norm_first=norm_first)
-        depth.setdefault(group, block_of(name, num_layers, norm_first=norm_first))
+    places = {
+        name: (block_of(name, num_layers, norm_first=norm_first), module_of(name)) for name in names
+    }
+    return map_groups(BlockMap(places), granularity)
+
+
+def map_group(blocks: BlockMap, name: str, granularity: str) -> str:
+    """`group_of` of a tensor in a map, whatever kind of network it maps.
+
+    Raises:
+        UserError: Unknown granularity.
+    """
+    return _group(name, blocks[name], granularity)
+
+
+def map_groups(blocks: BlockMap, granularity: str) -> list[str]:
+    """`group_names` of a map: its groups by depth and then by name."""
+    depth: dict[str, int] = {}
+    for name, place in blocks.items():
+        depth.setdefault(_group(name, place, granularity), place.block)
     return sorted(depth, key=lambda group: (depth[group], group))
+
+
+def _group(name: str, place: Place, granularity: str) -> str:
+    if granularity == "global":
+        return "all"
+    if granularity == "tensor":
+        return name
+    if granularity == "block":
+        return f"block{place.block}"
+    if granularity == "module":
+        return f"block{place.block}.{place.module}"
+    raise UserError(f"granularity {granularity!r} is unknown: one of {', '.join(GRANULARITIES)}")

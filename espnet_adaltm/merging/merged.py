@@ -1,101 +1,32 @@
 """An encoder whose weights are `W_base + sum_k lambda_k tau_k`, exact in the forward and backward.
 
-Merging and projecting run once per block on flat buffers: one matrix-vector product makes the
-block's update from its coefficients, one turns the gradient of its weights into
-`dL/dlambda[k] = <dL/dW, tau[k]>`. No graph is kept over the weights, and the gradient of a block's
-weights is freed as soon as it is projected.
+    base = WavLMModel.from_pretrained(...)                     # or SpeechEncoder, or any nn.Module
+    model = MergedEncoder(base, {"asr": tau, "ser": other}, coefficients_for(base, ["asr", "ser"]))
+    model(speech, lengths)                                     # whatever the base is called with
+
+The method is AdaLTM's (arXiv 2603.25041), how it is computed is ours. A weight is merged when a
+layer reads it and dropped after use; the backward pass merges it again instead of keeping it, and
+its gradient is turned into `dL/dlambda[k] = <dL/dW, tau[k]>` and freed as soon as it is complete.
+So nothing merged outlives a call: there is no copy that could go stale.
 """
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
+from torch.autograd.graph import saved_tensors_hooks
+from torch.nn.utils import parametrize
 
-from espnet_adaltm.backbone.blocks import block_of
+from espnet_adaltm.backbone.blocks import BlockMap, common_name
 from espnet_adaltm.errors import UserError
+from espnet_adaltm.merging.buffers import Buffers
 from espnet_adaltm.merging.coefficients import Coefficients
-from espnet_adaltm.merging.groups import group_names, group_of
+from espnet_adaltm.merging.groups import map_groups
+from espnet_adaltm.merging.pieces import Root, build_pieces
+from espnet_adaltm.merging.substitute import MergeSession, substituted
 from espnet_adaltm.merging.task_vector import TaskVector, check_compatible
-
-if TYPE_CHECKING:
-    from espnet_adaltm.backbone.encoder import EncoderOutput, SpeechEncoder
-
-_CNN = "feature_extractor."
-
-
-@dataclass
-class _Segment:
-    """A stretch of a chunk's flat buffer that shares one coefficient per task."""
-
-    column: int
-    names: list[str]
-    start: int
-    stop: int
-
-
-@dataclass
-class _Chunk:
-    """Tensors that are merged together: one block, its CNN apart."""
-
-    segments: list[_Segment]
-    vectors: Tensor  # [K, n], rows are the tasks' flattened differences
-
-    @property
-    def names(self) -> list[str]:
-        return [name for segment in self.segments for name in segment.names]
-
-    @property
-    def columns(self) -> list[int]:
-        return [segment.column for segment in self.segments]
-
-
-class _MergeChunk(torch.autograd.Function):
-    """Coefficients [K, S] of a chunk's S segments to its merged tensors."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, coefficients: Tensor, chunk: _Chunk, base: list[Tensor]
-    ) -> tuple[Tensor, ...]:
-        ctx.chunk = chunk
-        ctx.dtype = coefficients.dtype
-        return tuple(_merge(coefficients, chunk, base))
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        with torch.autocast(grads[0].device.type, enabled=False):
-            return _project(ctx.chunk, grads).to(ctx.dtype), None, None
-
-
-def _merge(coefficients: Tensor, chunk: _Chunk, base: list[Tensor]) -> list[Tensor]:
-    dtype = base[0].dtype
-    # Autocast would run these products in half precision, where a step of lambda is lost.
-    with torch.autocast(coefficients.device.type, enabled=False):
-        update = torch.empty(chunk.vectors.shape[1], dtype=dtype, device=base[0].device)
-        for place, segment in enumerate(chunk.segments):
-            span = slice(segment.start, segment.stop)
-            torch.mv(
-                chunk.vectors[:, span].to(dtype).T,
-                coefficients[:, place].to(dtype),
-                out=update[span],
-            )
-        parts = update.split([tensor.numel() for tensor in base])
-        merged = [part.view(tensor.shape) for part, tensor in zip(parts, base, strict=True)]
-        torch._foreach_add_(merged, base)
-    return merged
-
-
-def _project(chunk: _Chunk, grads: Iterable[Tensor]) -> Tensor:
-    """Inner products of the gradients with every task's differences: [K, S]."""
-    rest = iter(grads)
-    columns = []
-    for segment in chunk.segments:
-        flat = torch.cat([next(rest).reshape(-1) for _ in segment.names])
-        span = slice(segment.start, segment.stop)
-        columns.append(torch.mv(chunk.vectors[:, span].to(flat.dtype), flat))
-    return torch.stack(columns, 1)
 
 
 class MergedEncoder(nn.Module):
@@ -105,46 +36,71 @@ class MergedEncoder(nn.Module):
     only they are in its ``state_dict`` (kilobytes): the base and the vectors follow ``.to()`` but
     are invisible to optimisers, checkpoints and data-parallel wrappers.
 
-    Fixed coefficients, or evaluation without gradients: the merged weights are made once and kept
-    for as long as coefficients, base and device are the same, which is compared on every call.
-    Under fixed coefficients the encoder runs without gradients.
-
-    Gradient checkpointing inside the encoder is not supported: it would recompute with the base's
-    weights.
+    Under fixed coefficients the encoder runs without gradients. Weights are merged in every call,
+    which costs a few passes over them; where many short inputs are encoded with the same
+    coefficients, give the result of `bake` to a plain encoder.
 
     Args:
-        encoder: The base; taken over: its parameters stop requiring gradients.
+        encoder: The base; taken over: its parameters stop requiring gradients, and weight-normed
+            layers get their effective weight (merging its two factors is another merge).
         vectors: Task to vector; at least the tasks of ``coefficients``.
         coefficients: Their groups must be this encoder's (`coefficients_for` makes such).
+        blocks: Tensors to merge and their place; by default those of a WavLM, HuBERT or
+            wav2vec 2.0 encoder, named without the prefix of a model with a head. With a map of
+            yours, names are those of ``encoder.named_parameters()``.
         encoder_dropout: Let the encoder's own dropout run in training; off by default, as the
             encoder is frozen.
+        keep_merged: Keep merged weights from the forward to the backward pass: a little faster, for
+            as much memory as the base takes.
+
+    Attributes:
+        unmerged: Parameters that stay the base's because they are in no block.
 
     Raises:
-        UserError: A vector that is missing, of another base, or does not fit the encoder.
+        UserError: A vector that is missing, of another base, not finite, or does not fit the
+            encoder; an encoder with recurrent layers, whose weights cannot be exchanged.
     """
 
     def __init__(
         self,
-        encoder: "SpeechEncoder",
+        encoder: nn.Module,
         vectors: Mapping[str, TaskVector],
         coefficients: Coefficients,
         *,
+        blocks: BlockMap | None = None,
         encoder_dropout: bool = False,
+        keep_merged: bool = False,
     ) -> None:
         super().__init__()
         self.coefficients = coefficients
         self.encoder_dropout = encoder_dropout
+        self.keep_merged = keep_merged
+        _use_effective_weights(encoder)
         chosen = _choose(vectors, coefficients.tasks)
-        _check_fit(encoder, chosen)
         # Past nn.Module's bookkeeping: not parameters of this module.
         object.__setattr__(self, "_encoder", encoder.requires_grad_(False))
-        self._paths = _module_paths(encoder)
-        self._chunks = _build_chunks(encoder, list(chosen.values()), coefficients)
-        self._cache: tuple[Any, dict[str, Tensor]] | None = None
+        self._own_names = blocks is not None
+        blocks = _blocks(encoder) if blocks is None else blocks
+        _check_groups(blocks, coefficients)
+        parameters = self._parameters_by_name()
+        _check_fit(parameters, blocks, chosen)
+        self.unmerged = tuple(name for name in parameters if name not in blocks)
+        self._pieces = build_pieces(
+            blocks,
+            {task: vector.tensors for task, vector in chosen.items()},
+            coefficients.groups,
+            coefficients.granularity,
+            next(iter(parameters.values())).device,
+        )
+        self._piece_of = {name: piece for piece in self._pieces for name in piece.names}
+        _check_exchangeable(encoder, {id(parameters[name]) for name in self._piece_of})
+        self._memory = Buffers()
+        self._parts_left = 0
+        self._held_under: Tensor | None = None
         self.train(self.training)
 
     @property
-    def encoder(self) -> "SpeechEncoder":
+    def encoder(self) -> nn.Module:
         """The base encoder."""
         return self._encoder
 
@@ -180,93 +136,134 @@ class MergedEncoder(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "MergedEncoder":
         super()._apply(fn, recurse)
         self._encoder._apply(fn, recurse)
-        for chunk in self._chunks:
-            chunk.vectors = fn(chunk.vectors)
-        self._cache = None
+        for piece in self._pieces:
+            piece.vectors = fn(piece.vectors)
+            piece.held = None if piece.held is None else fn(piece.held)
         return self
 
-    def forward(
-        self, speech: Tensor, lengths: Tensor, *, mask_time: Tensor | None = None
-    ) -> "EncoderOutput":
-        """Encode with the merged weights; see `SpeechEncoder.forward`.
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the encoder with the merged weights; see `SpeechEncoder.forward`.
+
+        Given stored CNN features [B, T, C], a `SpeechEncoder` does not read the CNN's weights, and
+        so they are not merged.
+
+        Raises:
+            UserError: Gradient checkpointing is on inside the encoder: it would compute the
+                gradient with the base's weights.
+        """
+        values = self.coefficients()
+        if not (torch.is_grad_enabled() and self.coefficients.raw.requires_grad):
+            with torch.no_grad():
+                return self._call(self._session(values), args, kwargs)
+        _refuse_checkpointing(self._encoder)
+        hold = self._parts_left > 1
+        self._parts_left = max(0, self._parts_left - 1)
+        self._check_held(values, hold)
+        session = self._session(values if hold else Root.apply(values, self._pieces), hold)
+        if self.keep_merged:
+            return self._call(session, args, kwargs)
+        with saved_tensors_hooks(session.pack, session.unpack):
+            return self._call(session, args, kwargs)
+
+    def _session(self, values: Tensor, hold: bool = False) -> MergeSession:
+        base = self._parameters_by_name()
+        return MergeSession(self._piece_of, base, values, self._memory, hold=hold)
+
+    def _call(self, session: MergeSession, args: tuple, kwargs: dict[str, Any]) -> Any:
+        names = {id(session.base[name]): name for name in self._piece_of}
+        try:
+            with substituted(self._encoder, names, session.tensor):
+                return self._encoder(*args, **kwargs)
+        finally:
+            session.close()
+
+    @contextmanager
+    def accumulating(self, parts: int) -> Iterator[None]:
+        """Pay the projection onto the task vectors once for several micro-batches.
+
+            with model.accumulating(4):
+                for part in batches:                      # four forward and backward passes
+                    (loss(model(part)) / 4).backward()
+            optimizer.step()
+
+        Until the last of them the gradient of the weights is added up (as much memory as the
+        merged weights take) and ``coefficients.raw.grad`` is zero; the last one's backward pass,
+        which data-parallel training synchronises as any other, brings the sum. If fewer came, what
+        is held is projected at the end; several processes drop it. After an error nothing is held.
 
         Args:
-            speech: Waveforms [B, N], or CNN features [B, T, C], for which the CNN is not merged.
-            lengths: Valid samples or frames, shape [B].
-            mask_time: Frames to mask, boolean [B, T].
+            parts: Forward passes with gradients per optimiser step.
+
+        Raises:
+            RuntimeError: The coefficients changed within, or contexts are nested.
         """
-        learning = torch.is_grad_enabled() and self.coefficients.raw.requires_grad
-        options = {} if mask_time is None else {"mask_time": mask_time}
-        if learning:
-            self._cache = None
-            state = self._merged(self.coefficients(), with_cnn=speech.ndim == 2)
-            return functional_call(self._encoder, self._paths_of(state), (speech, lengths), options)
-        with torch.no_grad():
-            state = self._cached_state()
-            if not state:
-                return self._encoder(speech, lengths, **options)
-            return functional_call(self._encoder, state, (speech, lengths), options)
+        if self._parts_left:
+            raise RuntimeError("accumulating() is already active")
+        self._parts_left = parts
+        try:
+            yield
+            self._project_held()
+        finally:
+            self._parts_left = 0
+            self._held_under = None
+            for piece in self._pieces:
+                piece.release()
 
-    @torch.no_grad()
-    def bake(self) -> dict[str, Tensor]:
-        """Return the merged weights, by Hugging Face name, for ``load_encoder_state``.
+    def _project_held(self) -> None:
+        if not any(piece.held is not None for piece in self._pieces):
+            return
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            return
+        values = Root.apply(self.coefficients(), self._pieces)
+        values.backward(torch.zeros_like(values))
 
-        Copies, on the encoder's device.
-        """
-        state = {name: tensor.clone() for name, tensor in self._encoder.encoder_state().items()}
-        return state | self._fixed_state()
-
-    def _paths_of(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {self._paths[name]: tensor for name, tensor in state.items()}
-
-    def _base(self, chunk: _Chunk) -> list[Tensor]:
-        return [self._encoder.get_parameter(self._paths[name]) for name in chunk.names]
-
-    def _merged(self, coefficients: Tensor, *, with_cnn: bool) -> dict[str, Tensor]:
-        state: dict[str, Tensor] = {}
-        for chunk in self._chunks:
-            if not with_cnn and chunk.names[0].startswith(_CNN):
-                continue
-            chosen = coefficients[:, chunk.columns]
-            state.update(
-                zip(chunk.names, _MergeChunk.apply(chosen, chunk, self._base(chunk)), strict=True)
+    def _check_held(self, values: Tensor, hold: bool) -> None:
+        if self._held_under is not None and not torch.equal(values, self._held_under):
+            raise RuntimeError(
+                "coefficients changed inside accumulating(): step the optimiser after it"
             )
-        return state
+        if hold:
+            self._held_under = values.detach().clone()
 
-    def _fixed_state(self) -> dict[str, Tensor]:
-        """Merge outside autograd; tensors under zero coefficients are left out, so stay the base's.
+    def merge(self) -> dict[str, Tensor]:
+        """Return the merged weights of the tensors that a task moves, by name.
 
-        Fresh tensors, never inference tensors: they may outlive ``torch.inference_mode``.
+        Ordinary tensors of their own, even under ``torch.inference_mode``.
         """
         with torch.inference_mode(False), torch.no_grad():
-            coefficients = self.coefficients()
-            state = self._merged(coefficients, with_cnn=True)
-            used = coefficients.ne(0).any(0).tolist()
-            kept = {
-                name
-                for chunk in self._chunks
-                for segment in chunk.segments
-                if used[segment.column]
-                for name in segment.names
-            }
-            return {name: tensor for name, tensor in state.items() if name in kept}
+            base = self._parameters_by_name()
+            session = MergeSession(self._piece_of, base, self.coefficients(), Buffers())
+            return {name: session.tensor(name) for name in self._piece_of}
 
-    def _cached_state(self) -> dict[str, Tensor]:
-        # Values, not only version counters: writing through `.data` does not raise a counter.
-        key = tuple((p.data_ptr(), p._version) for p in self._encoder.parameters())
-        values = self.coefficients().detach()
-        if self._cache is not None:
-            (old_key, old_values), state = self._cache
-            if old_key == key and torch.equal(old_values, values):
-                return state
-        self._cache = None
-        state = self._paths_of(self._fixed_state())
-        self._cache = ((key, values.clone()), state)
-        return state
+    def bake(self) -> dict[str, Tensor]:
+        """Return all weights after merging, for ``load_encoder_state`` or ``load_state_dict``.
+
+        Copies, on the encoder's device, under the encoder's own names (Hugging Face's in a
+        `SpeechEncoder`).
+        """
+        state = getattr(self._encoder, "encoder_state", self._encoder.state_dict)()
+        merged = self.merge()
+        first = {id(value): name for name, value in self._parameters_by_name().items()}
+        every = self._encoder.named_parameters(remove_duplicate=False)
+        place = {self._name(path): first[id(value)] for path, value in every}
+        names = {name: place.get(self._name(name)) for name in state}
+        return {name: merged.get(names[name], value).clone() for name, value in state.items()}
+
+    def _name(self, path: str) -> str:
+        return path if self._own_names else common_name(path)
+
+    def _parameters_by_name(self) -> dict[str, nn.Parameter]:
+        """The base's parameters as they are now: any of them may have been exchanged."""
+        return {self._name(path): value for path, value in self._encoder.named_parameters()}
 
 
 def coefficients_for(
-    encoder: "SpeechEncoder", tasks: Iterable[str], granularity: str = "block", **options: Any
+    encoder: nn.Module,
+    tasks: Iterable[str],
+    granularity: str = "block",
+    *,
+    blocks: BlockMap | None = None,
+    **options: Any,
 ) -> Coefficients:
     """Make coefficients whose groups are those of ``encoder``.
 
@@ -274,15 +271,26 @@ def coefficients_for(
         encoder: The base.
         tasks: Names of the task vectors.
         granularity: ``global``, ``block``, ``module`` or ``tensor``.
+        blocks: As for `MergedEncoder`.
         options: ``init``, ``constraint``, ``trainable`` of `Coefficients`.
     """
-    groups = _encoder_groups(encoder, granularity)
-    return Coefficients(list(tasks), groups, granularity, **options)
+    if blocks is None:
+        _use_effective_weights(encoder)
+        blocks = _blocks(encoder)
+    return Coefficients(list(tasks), map_groups(blocks, granularity), granularity, **options)
 
 
-def _encoder_groups(encoder: "SpeechEncoder", granularity: str) -> list[str]:
-    names = [name for name, _ in encoder.named_encoder_parameters()]
-    return group_names(names, encoder.num_layers, granularity, norm_first=encoder.norm_first)
+def _blocks(encoder: nn.Module) -> BlockMap:
+    """The encoder's map, by names without a model's prefix."""
+    found = BlockMap.of_module(encoder)
+    return BlockMap({common_name(name): place for name, place in found.items()})
+
+
+def _use_effective_weights(encoder: nn.Module) -> None:
+    for part in list(encoder.modules()):
+        if parametrize.is_parametrized(part):
+            for name in list(part.parametrizations):
+                parametrize.remove_parametrizations(part, name)
 
 
 def _choose(vectors: Mapping[str, TaskVector], tasks: Iterable[str]) -> dict[str, TaskVector]:
@@ -298,57 +306,52 @@ def _choose(vectors: Mapping[str, TaskVector], tasks: Iterable[str]) -> dict[str
     return chosen
 
 
-def _check_fit(encoder: "SpeechEncoder", vectors: Mapping[str, TaskVector]) -> None:
-    shapes = {name: p.shape for name, p in encoder.named_encoder_parameters()}
-    for task, vector in vectors.items():
-        different = sorted(shapes.keys() ^ vector.tensors.keys())
-        if different:
-            raise UserError(
-                f"task vector {task}: tensor {different[0]!r} is in only one of vector and "
-                "encoder: the vector belongs to another encoder"
-            )
-        for name, tensor in vector.tensors.items():
-            if tensor.shape != shapes[name]:
-                raise UserError(
-                    f"task vector {task}: tensor {name!r} has shape {tuple(tensor.shape)}, "
-                    f"the encoder's has {tuple(shapes[name])}"
-                )
-
-
-def _module_paths(encoder: "SpeechEncoder") -> dict[str, str]:
-    """Map Hugging Face names to the names under the encoder module."""
-    inside = {id(parameter): path for path, parameter in encoder.named_parameters()}
-    return {name: inside[id(p)] for name, p in encoder.named_encoder_parameters()}
-
-
-def _build_chunks(
-    encoder: "SpeechEncoder", vectors: list[TaskVector], coefficients: Coefficients
-) -> list[_Chunk]:
-    groups = _encoder_groups(encoder, coefficients.granularity)
+def _check_groups(blocks: BlockMap, coefficients: Coefficients) -> None:
+    groups = map_groups(blocks, coefficients.granularity)
     if list(coefficients.groups) != groups:
         raise UserError(
             f"the coefficients have {len(coefficients.groups)} groups, this encoder has "
             f"{len(groups)} at granularity {coefficients.granularity}: they are of another encoder"
         )
-    column = {group: place for place, group in enumerate(groups)}
-    layers, norm_first = encoder.num_layers, encoder.norm_first
-    members: dict[tuple[int, bool], dict[int, list[str]]] = {}
-    for name, _ in encoder.named_encoder_parameters():
-        # What no expert moved (a frozen CNN) needs neither merging nor a gradient.
-        if not any(bool(vector.tensors[name].any()) for vector in vectors):
-            continue
-        key = (block_of(name, layers, norm_first=norm_first), not name.startswith(_CNN))
-        group = group_of(name, layers, coefficients.granularity, norm_first=norm_first)
-        members.setdefault(key, {}).setdefault(column[group], []).append(name)
-    return [_chunk(members[key], vectors) for key in sorted(members)]
 
 
-def _chunk(members: Mapping[int, list[str]], vectors: list[TaskVector]) -> _Chunk:
-    segments, start = [], 0
-    for column, names in sorted(members.items()):
-        stop = start + sum(vectors[0].tensors[name].numel() for name in names)
-        segments.append(_Segment(column, names, start, stop))
-        start = stop
-    ordered = [name for segment in segments for name in segment.names]
-    rows = [torch.cat([vector.tensors[name].flatten() for name in ordered]) for vector in vectors]
-    return _Chunk(segments, torch.stack(rows))
+def _check_fit(
+    parameters: Mapping[str, Tensor], blocks: BlockMap, vectors: Mapping[str, TaskVector]
+) -> None:
+    strangers = [name for name in blocks if name not in parameters]
+    if strangers:
+        raise UserError(f"block map: {strangers[0]!r} is no parameter of this encoder")
+    for task, vector in vectors.items():
+        different = (blocks.keys() - vector.tensors.keys()) | (
+            vector.tensors.keys() - parameters.keys()
+        )
+        if different:
+            raise UserError(
+                f"task vector {task}: tensor {min(different)!r} is in only one of vector and "
+                "encoder: the vector belongs to another encoder"
+            )
+        for name in blocks:
+            shapes = tuple(vector.tensors[name].shape), tuple(parameters[name].shape)
+            if shapes[0] != shapes[1]:
+                raise UserError(
+                    f"task vector {task}: tensor {name!r} has shape {shapes[0]}, "
+                    f"the encoder's has {shapes[1]}"
+                )
+
+
+def _check_exchangeable(encoder: nn.Module, merged: set[int]) -> None:
+    for path, part in encoder.named_modules():
+        if isinstance(part, nn.RNNBase) and any(id(p) in merged for p in part.parameters()):
+            raise UserError(
+                f"{path} is a recurrent layer, which keeps its weights to itself: leave it out of "
+                "the block map (it stays the base's)"
+            )
+
+
+def _refuse_checkpointing(encoder: nn.Module) -> None:
+    for part in encoder.modules():
+        if part.training and getattr(part, "gradient_checkpointing", False):
+            raise UserError(
+                "gradient checkpointing inside a merged encoder is not supported: call "
+                "gradient_checkpointing_disable() (merged weights are not kept anyway)"
+            )

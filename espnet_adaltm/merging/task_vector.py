@@ -6,26 +6,57 @@ import logging
 import math
 import operator
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from espnet_adaltm.backbone.blocks import BlockMap
 from espnet_adaltm.errors import UserError
-from espnet_adaltm.files import Pathlike, atomic_path, sha256_file
-from espnet_adaltm.merging.groups import group_names, group_of
-from espnet_adaltm.merging.weights import Weights, open_weights, weight_file
+from espnet_adaltm.files import Pathlike, atomic_path, read_json
+from espnet_adaltm.merging.groups import map_group, map_groups
+from espnet_adaltm.merging.tensor_file import Spec, TensorFile, write_tensor_file
+from espnet_adaltm.merging.weights import Source, Weights, identity, open_weights
 
 FORMAT = "task_vector"
-_OS_ERROR = re.compile(r"\(os error (\d+)\)")
 _LAYER = re.compile(r"^encoder\.layers\.(\d+)\.")
 # Some checkpoints lack it; it takes part only where an input is masked.
 _OPTIONAL = "masked_spec_embed"
-Source = Pathlike | Mapping[str, Tensor]
+
+
+class LazyTensors(Mapping[str, Tensor]):
+    """Tensors that are made anew at every access, so that only those in use take memory.
+
+    Args:
+        specs: Name to what the tensor is.
+        load: Name to tensor.
+        fill: Where single stretches can be read: ``(name, start, out)`` fills a flat tensor.
+    """
+
+    def __init__(
+        self,
+        specs: Mapping[str, Spec],
+        load: Callable[[str], Tensor],
+        fill: Callable[[str, int, Tensor], None] | None = None,
+    ) -> None:
+        self.specs = dict(specs)
+        self.fill = fill
+        self._load = load
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self.specs:
+            raise KeyError(name)
+        return self._load(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.specs)
+
+    def __len__(self) -> int:
+        return len(self.specs)
 
 
 @dataclass(frozen=True)
@@ -34,11 +65,12 @@ class TaskVector:
 
     Attributes:
         tensors: Name to difference; float32 (always subtracted so), or bfloat16 where read so.
-        metadata: ``base_sha256`` and ``expert_sha256`` (empty if unknown).
+        metadata: ``base_sha256`` and ``expert_sha256`` (empty if unknown), and, where the base's
+            configuration tells it, ``norm_first``.
     """
 
-    tensors: dict[str, Tensor]
-    metadata: dict[str, str] = field(default_factory=dict)
+    tensors: Mapping[str, Tensor]
+    metadata: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def from_checkpoints(
@@ -48,6 +80,7 @@ class TaskVector:
         *,
         base_sha256: str | None = None,
         expert_sha256: str | None = None,
+        any_names: bool = False,
     ) -> "TaskVector":
         """Subtract two checkpoints, tensor by tensor, in float32.
 
@@ -56,23 +89,39 @@ class TaskVector:
             expert: The same of the fine-tuned encoder; its known heads are left out.
             base_sha256: Identity of the base; computed where ``base`` is a path.
             expert_sha256: Identity of the expert, likewise.
+            any_names: Accept any network: every tensor under its own key, nothing left out.
 
         Raises:
             UserError: A tensor is missing, extra, of another shape or dtype, not finite, or an
                 integer tensor that differs; a file is unreadable. The message names it.
         """
-        with open_weights(base) as old, open_weights(expert) as new:
-            tensors = _subtract(old, new)
-        hashes = {
-            "base_sha256": base_sha256 or _identity(base),
-            "expert_sha256": expert_sha256 or _identity(expert),
-        }
-        return cls(tensors, hashes)
+        with (
+            open_weights(base, any_names=any_names) as old,
+            open_weights(expert, any_names=any_names) as new,
+        ):
+            names = check_pair(old, new)
+            tensors = {name: difference(name, old, new) for name in names}
+        return cls(tensors, vector_metadata(base, base_sha256, expert_sha256 or identity(expert)))
+
+    @staticmethod
+    def extract(
+        base: Source, expert: Source, path: Pathlike, dtype: torch.dtype = torch.float32
+    ) -> None:
+        """Subtract two checkpoints into a file, a piece at a time: a few megabytes of memory.
+
+        The file has the bytes that `from_checkpoints` and `save` give.
+
+        Raises:
+            UserError: As there.
+        """
+        from espnet_adaltm.merging.extract import extract_vectors
+
+        extract_vectors(base, {"": expert}, {"": path}, dtype=dtype)
 
     @property
     def num_layers(self) -> int:
         """Number of transformer layers that the names tell of."""
-        return 1 + max((int(m[1]) for n in self.tensors if (m := _LAYER.match(n))), default=-1)
+        return depth(self.tensors)
 
     def save(self, path: Pathlike, dtype: torch.dtype = torch.float32) -> None:
         """Write safetensors, atomically.
@@ -85,38 +134,44 @@ class TaskVector:
         Raises:
             UserError: The disk is full.
         """
-        tensors = {name: tensor.to(dtype).contiguous() for name, tensor in self.tensors.items()}
-        described = {**self.metadata, "dtype": str(dtype).removeprefix("torch.")}
-        # safetensors writes several entries in a random order: one makes the bytes reproducible
-        metadata = {FORMAT: json.dumps(described, sort_keys=True)}
-        # by name, not as bytes: a second copy of a large vector would take gigabytes
+        specs = {n: Spec(dtype, tuple(t.shape)) for n, t in self.tensors.items()}
         with atomic_path(path) as temporary:
-            try:
-                save_file(tensors, temporary, metadata=metadata)
-            except SafetensorError as error:
-                raise _system_error(error) from error
+            write_tensor_file(
+                temporary,
+                LazyTensors(specs, lambda name: self.tensors[name].to(dtype)),
+                file_metadata(self.metadata, specs),
+            )
 
     @classmethod
     def load(cls, path: Pathlike) -> "TaskVector":
         """Read what `save` wrote.
 
         Raises:
+            UserError: The file is missing, cut off, is not a task vector, or has values that are
+                not finite.
+        """
+        with cls.open(path) as vector:
+            loaded = cls(dict(vector.tensors), vector.metadata)
+        for name, tensor in loaded.tensors.items():
+            check_finite(name, tensor, str(path))
+        return loaded
+
+    @classmethod
+    @contextmanager
+    def open(cls, path: Pathlike) -> Iterator["TaskVector"]:
+        """Open what `save` wrote without reading it: tensors are read whenever they are asked for.
+
+        Raises:
             UserError: The file is missing, cut off, or is not a task vector.
         """
         if not Path(path).is_file():
             raise UserError(f"{path} does not exist: run stage task_vectors first")
-        try:
-            with safe_open(path, framework="pt", device="cpu") as file:
-                metadata = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError) as error:
-            raise UserError(
-                f"{path} is not a readable safetensors file ({error}): "
-                "it may be cut off; run stage task_vectors again"
-            ) from error
-        if FORMAT not in metadata:
-            raise UserError(f"{path} is not a task vector: make one with stage task_vectors")
-        return cls(tensors, json.loads(metadata[FORMAT]))
+        with TensorFile(path) as file:
+            if FORMAT not in file.metadata:
+                raise UserError(f"{path} is not a task vector: make one with stage task_vectors")
+            metadata = json.loads(file.metadata[FORMAT])
+            metadata.pop("blocks", None)
+            yield cls(LazyTensors(file.specs, file.read, file.read_into), metadata)
 
     def __add__(self, other: "TaskVector") -> "TaskVector":
         """Add two vectors of one base."""
@@ -148,7 +203,8 @@ class TaskVector:
         """Return the Euclidean norm of every group, summed in float64.
 
         Args:
-            by: ``global``, ``block``, ``module`` or ``tensor`` (`merging.groups`).
+            by: ``global``, ``block``, ``module`` or ``tensor`` (`merging.groups`); tensors that
+                belong to no block are not part of the sums.
             norm_first: True for pre-norm encoders.
         """
         squares = self._inner(self, by, norm_first)
@@ -167,13 +223,45 @@ class TaskVector:
         }
 
     def _inner(self, other: "TaskVector", by: str, norm_first: bool) -> dict[str, float]:
-        layers = self.num_layers
-        groups = group_names(self.tensors, layers, by, norm_first=norm_first)
-        sums = dict.fromkeys(groups, 0.0)
-        for name, tensor in self.tensors.items():
-            group = group_of(name, layers, by, norm_first=norm_first)
-            sums[group] += inner(tensor, other.tensors[name])
+        blocks = BlockMap.of(self.tensors, norm_first=norm_first)
+        sums = dict.fromkeys(map_groups(blocks, by), 0.0)
+        for name in blocks:
+            sums[map_group(blocks, name, by)] += inner(self.tensors[name], other.tensors[name])
         return sums
+
+
+def specs_of(vector: TaskVector) -> dict[str, Spec]:
+    """What a vector's tensors are; reads none of an open file."""
+    if isinstance(vector.tensors, LazyTensors):
+        return vector.tensors.specs
+    return {name: Spec.of(tensor) for name, tensor in vector.tensors.items()}
+
+
+def vector_metadata(base: Source, base_sha256: str | None, expert_sha256: str) -> dict[str, Any]:
+    """What a vector remembers of the two that it is the difference of."""
+    described: dict[str, Any] = {
+        "base_sha256": base_sha256 or identity(base),
+        "expert_sha256": expert_sha256,
+    }
+    config = None if isinstance(base, Mapping) else Path(base) / "config.json"
+    if config is not None and config.is_file():
+        described["norm_first"] = bool(read_json(config).get("do_stable_layer_norm", False))
+    return described
+
+
+def file_metadata(metadata: Mapping[str, Any], specs: Mapping[str, Spec]) -> dict[str, str]:
+    """The header's entry of a task vector file: hashes, dtype, block and module of every tensor.
+
+    One entry, as safetensors writes several in a random order.
+    """
+    dtype = next((spec.dtype for spec in specs.values()), torch.float32)
+    places = BlockMap.of(sorted(specs), norm_first=metadata.get("norm_first", True)).items()
+    described = {
+        **metadata,
+        "dtype": str(dtype).removeprefix("torch."),
+        "blocks": {name: f"{place.block}.{place.module}" for name, place in places},
+    }
+    return {FORMAT: json.dumps(described, sort_keys=True)}
 
 
 def inner(first: Tensor, second: Tensor) -> float:
@@ -193,44 +281,73 @@ def check_compatible(first: TaskVector, second: TaskVector) -> None:
             f"task vectors of two bases ({bases[0][:12]} and {bases[1][:12]}): "
             "fine-tune both experts from the same base"
         )
-    different = sorted(first.tensors.keys() ^ second.tensors.keys())
+    mine, theirs = specs_of(first), specs_of(second)
+    different = sorted(mine.keys() ^ theirs.keys())
     if different:
         raise UserError(f"task vectors: tensor {different[0]!r} is in only one of them")
-    for name, tensor in first.tensors.items():
-        if tensor.shape != second.tensors[name].shape:
+    for name, spec in mine.items():
+        if spec.shape != theirs[name].shape:
             raise UserError(
-                f"task vectors: tensor {name!r} has shape {tuple(tensor.shape)} in one, "
-                f"{tuple(second.tensors[name].shape)} in the other"
+                f"task vectors: tensor {name!r} has shape {spec.shape} in one, "
+                f"{theirs[name].shape} in the other"
             )
 
 
-def _identity(source: Source) -> str:
-    return "" if isinstance(source, Mapping) else sha256_file(weight_file(source))
+def check_pair(old: Weights, new: Weights) -> list[str]:
+    """Refuse a base and an expert that cannot be subtracted; reads nothing but constants.
 
+    Returns:
+        Names of the base's float tensors. `masked_spec_embed` may be missing on either side.
 
-def _subtract(old: Weights, new: Weights) -> dict[str, Tensor]:
+    Raises:
+        UserError: A tensor is missing, extra, of another shape or dtype, or an integer tensor that
+            differs. The message names it.
+    """
     _same_names(old, new)
-    tensors: dict[str, Tensor] = {}
-    for name in old.names:
-        before = _read(old, name)
-        after = _read(new, name) if name in new.names else before
-        _comparable(name, before, after, old.source, new.source)
-        if before.is_floating_point():
-            tensors[name] = after.float() - before.float()
-    if any(not torch.isfinite(tensor).all() for tensor in tensors.values()):
-        bad = next(name for name, tensor in tensors.items() if not torch.isfinite(tensor).all())
+    for name, spec in old.specs.items():
+        other = new.specs.get(name, spec)
+        for what in ("shape", "dtype"):
+            mine, theirs = getattr(spec, what), getattr(other, what)
+            if mine != theirs:
+                raise UserError(
+                    f"tensor {name!r}: {what} {mine} in {old.source}, {theirs} in {new.source}: "
+                    "base and expert must agree (save both in float32)"
+                )
+    constants = [name for name, spec in old.specs.items() if not spec.dtype.is_floating_point]
+    for name in constants:  # trap T5
+        if name in new.specs and not torch.equal(old.load(name), new.load(name)):
+            raise UserError(
+                f"tensor {name!r} is a constant ({old.specs[name].dtype}) but differs between "
+                f"{old.source} and {new.source}: it cannot be merged"
+            )
+    return [name for name in old.names if name not in constants]
+
+
+def difference(name: str, old: Weights, new: Weights) -> Tensor:
+    """Expert minus base in one tensor, in float32.
+
+    Raises:
+        UserError: It is not finite.
+    """
+    before = old.load(name)
+    after = new.load(name) if name in new.specs else before
+    delta = after.float() - before.float()
+    check_finite(name, delta, f"{old.source} or {new.source}")
+    return delta
+
+
+def check_finite(name: str, tensor: Tensor, where: str) -> None:
+    """Refuse NaN and infinite values.
+
+    Raises:
+        UserError: The message names tensor and place.
+    """
+    # A sum is several times faster than a look at every element; one that overflows says nothing.
+    if not math.isfinite(tensor.sum(dtype=torch.float32)) and not torch.isfinite(tensor).all():
         raise UserError(
-            f"tensor {bad!r} has NaN or infinite values in {old.source} or {new.source}: "
-            "the training diverged; train again with a lower learning rate"
+            f"tensor {name!r} has NaN or infinite values in {where}: the training diverged; "
+            "train again with a lower learning rate"
         )
-    return tensors
-
-
-def _read(weights: Weights, name: str) -> Tensor:
-    try:
-        return weights.load(name)
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{weights.source}: tensor {name!r} is unreadable ({error})") from error
 
 
 def _same_names(old: Weights, new: Weights) -> None:
@@ -239,34 +356,16 @@ def _same_names(old: Weights, new: Weights) -> None:
     if missing or extra:
         name = min(itertools.chain(missing, extra))
         holder, other = (old, new) if name in missing else (new, old)
+        depths = [depth(weights.names) for weights in (holder, other)]
+        layers = "" if depths[0] == depths[1] else f" ({depths[0]} and {depths[1]} layers)"
         raise UserError(
-            f"tensor {name!r} is in {holder.source} but not in {other.source}: "
+            f"tensor {name!r} is in {holder.source} but not in {other.source}{layers}: "
             "base and expert must be the same kind of encoder"
         )
     if (_OPTIONAL in old.names) != (_OPTIONAL in new.names):
         logging.info("%s is in only one of base and expert: taken as unchanged", _OPTIONAL)
 
 
-def _comparable(name: str, before: Tensor, after: Tensor, old: str, new: str) -> None:
-    for what in ("shape", "dtype"):
-        mine, theirs = getattr(before, what), getattr(after, what)
-        if mine != theirs:
-            raise UserError(
-                f"tensor {name!r}: {what} {_plain(mine)} in {old}, {_plain(theirs)} in {new}: "
-                "base and expert must agree (save both in float32)"
-            )
-    if not before.is_floating_point() and not torch.equal(before, after):
-        raise UserError(
-            f"tensor {name!r} is a constant ({_plain(before.dtype)}) but differs between {old} "
-            f"and {new}: it cannot be merged"
-        )
-
-
-def _system_error(error: SafetensorError) -> Exception:
-    """The `OSError` behind an error of safetensors, which keeps its number in the text only."""
-    found = _OS_ERROR.search(str(error))
-    return OSError(int(found[1]), str(error)) if found else error
-
-
-def _plain(value: object) -> object:
-    return tuple(value) if isinstance(value, torch.Size) else value
+def depth(names: Iterable[str]) -> int:
+    """Number of transformer layers that the names of an encoder's tensors tell of."""
+    return 1 + max((int(m[1]) for name in names if (m := _LAYER.match(name))), default=-1)

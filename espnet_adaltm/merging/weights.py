@@ -1,24 +1,26 @@
-"""Encoder weights under one set of names, read tensor by tensor.
+"""Encoder weights under one set of names, read tensor by tensor or piece by piece.
 
 Names are Hugging Face's without a model prefix (``encoder.layers.0...``). A weight-normed
 positional convolution is read as its effective weight, whichever spelling the checkpoint uses:
 merging g and v linearly is not merging what they stand for.
 """
 
+import hashlib
 import re
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from espnet_adaltm.errors import UserError
-from espnet_adaltm.files import Pathlike
+from espnet_adaltm.files import Pathlike, read_json, sha256_file
+from espnet_adaltm.merging.tensor_file import Spec, TensorFile
 
 POS_CONV = "encoder.pos_conv_embed.conv"
+POS_WEIGHT = f"{POS_CONV}.weight"
 _MODEL_PREFIXES = ("wavlm.", "hubert.", "wav2vec2.")
 _BODY = re.compile(r"^(feature_extractor|feature_projection|encoder)\.|^masked_spec_embed$")
 HEAD_PREFIXES = (
@@ -37,11 +39,17 @@ HEAD_PREFIXES = (
     "project_hid.",
     "unit_head.",
 )
-_NORM_SPELLINGS = (
-    ("parametrizations.weight.original0", "parametrizations.weight.original1"),
-    ("weight_g", "weight_v"),
+# Magnitude g and direction v; the first spelling is what transformers reads.
+NORM_SPELLINGS = (
+    (
+        f"{POS_CONV}.parametrizations.weight.original0",
+        f"{POS_CONV}.parametrizations.weight.original1",
+    ),
+    (f"{POS_CONV}.weight_g", f"{POS_CONV}.weight_v"),
 )
-_FOLDER_FILES = ("expert.safetensors", "model.safetensors")
+_INDEX = ".index.json"
+_FOLDER_FILES = ("expert.safetensors", "model.safetensors", f"model.safetensors{_INDEX}")
+Source = Pathlike | Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -50,13 +58,27 @@ class Weights:
 
     Attributes:
         source: What to call it in errors: a path, or "state".
-        names: Every tensor's name, sorted.
+        specs: Every tensor's name, sorted, and what it is; known without reading any.
         load: Name to tensor.
+        fill: ``(name, start, out)``: fill a flat tensor with elements from ``start`` on; for the
+            names that are stored as they are (`stored`).
+        stored: Name to the keys that it is stored under: one, or g and v of a weight norm.
+        load_key: Such a key to its tensor.
+        left_out: Keys of known heads.
     """
 
     source: str
-    names: tuple[str, ...]
+    specs: dict[str, Spec]
     load: Callable[[str], Tensor]
+    fill: Callable[[str, int, Tensor], None] = field(repr=False)
+    stored: dict[str, tuple[str, ...]]
+    load_key: Callable[[str], Tensor] = field(repr=False)
+    left_out: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Every tensor's name, sorted."""
+        return tuple(self.specs)
 
     def items(self) -> Iterator[tuple[str, Tensor]]:
         """Yield names and tensors, one tensor alive at a time."""
@@ -64,42 +86,80 @@ class Weights:
             yield name, self.load(name)
 
 
-def weight_file(path: Pathlike) -> Path:
-    """Return the safetensors file that ``path``, a file or an encoder's folder, stands for.
+@dataclass(frozen=True)
+class _Keys:
+    """Tensors under the keys that they are stored with."""
+
+    source: str
+    specs: Mapping[str, Spec]
+    load: Callable[[str], Tensor]
+    fill: Callable[[str, int, Tensor], None]
+
+
+def weight_files(path: Pathlike) -> list[Path]:
+    """Return the safetensors files behind a file, an index of shards or an encoder's folder.
 
     Raises:
-        UserError: There is none.
+        UserError: There is none, or a shard is missing.
     """
     path = Path(path)
     if path.is_dir():
-        for name in _FOLDER_FILES:
-            if (path / name).is_file():
-                return path / name
-        raise UserError(f"{path} holds neither {' nor '.join(_FOLDER_FILES)}: run its stage first")
+        found = next((path / name for name in _FOLDER_FILES if (path / name).is_file()), None)
+        if found is None:
+            hint = ""
+            if (path / "pytorch_model.bin").exists():
+                hint = "; for pytorch_model.bin, let transformers save the model again"
+            raise UserError(
+                f"{path} holds neither {' nor '.join(_FOLDER_FILES[:2])}: run its stage first{hint}"
+            )
+        path = found
     if not path.is_file():
         raise UserError(f"{path} does not exist: expected a safetensors file or a folder with one")
-    return path
+    return _shards(path) if path.name.endswith(_INDEX) else [path]
+
+
+def _shards(index: Path) -> list[Path]:
+    table = read_json(index)
+    names = table.get("weight_map") if isinstance(table, dict) else None
+    if not isinstance(names, dict) or not names:
+        raise UserError(f"{index} has no 'weight_map': it is no index of safetensors shards")
+    shards = [index.parent / str(name) for name in sorted(set(names.values()), key=str)]
+    for shard in shards:
+        if shard.parent != index.parent or not shard.is_file():
+            raise UserError(f"{index} names the shard {shard.name}, which is not beside it")
+    return shards
+
+
+def identity(source: Source) -> str:
+    """Return the SHA-256 that tells weights apart; empty for a state dictionary.
+
+    Of shards: the SHA-256 of their hexadecimal ones, one per line.
+    """
+    if isinstance(source, Mapping):
+        return ""
+    hashes = [sha256_file(path) for path in weight_files(source)]
+    lines = "".join(f"{value}\n" for value in hashes)
+    return hashes[0] if len(hashes) == 1 else hashlib.sha256(lines.encode()).hexdigest()
 
 
 @contextmanager
-def open_weights(source: Pathlike | Mapping[str, Tensor]) -> Iterator[Weights]:
-    """Open a safetensors file, an encoder's folder or a state dictionary.
+def open_weights(source: Source, *, any_names: bool = False) -> Iterator[Weights]:
+    """Open safetensors (a file, shards, an encoder's folder) or a state dictionary.
+
+    Args:
+        source: What to read.
+        any_names: Take every tensor under its own key, of whatever network; nothing is a head.
 
     Raises:
         UserError: Unreadable file, or a key that is neither the encoder's nor a known head's.
     """
     if isinstance(source, Mapping):
-        yield _effective("state", source.keys(), source.__getitem__)
+        yield _weights(_of_state(source), any_names)
         return
-    path = weight_file(source)
-    try:
-        handle = safe_open(path, framework="pt", device="cpu")
-    except (SafetensorError, OSError) as error:
-        raise UserError(
-            f"{path} is not a readable safetensors file ({error}): it may be cut off; make it again"
-        ) from error
-    with handle as file:
-        yield _effective(str(path), file.keys(), file.get_tensor)
+    paths = weight_files(source)
+    with ExitStack() as stack:
+        files = [stack.enter_context(TensorFile(path)) for path in paths]
+        yield _weights(_of_files(files), any_names)
 
 
 def effective_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -108,45 +168,105 @@ def effective_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return dict(weights.items())
 
 
-def _effective(source: str, keys: Iterator[str], load: Callable[[str], Tensor]) -> Weights:
-    stored = _body_names(source, keys)
-    readers = {name: _reader(load, key) for name, key in stored.items()}
-    for first, second in _NORM_SPELLINGS:
-        g, v = f"{POS_CONV}.{first}", f"{POS_CONV}.{second}"
-        if g in readers and v in readers:
-            readers[f"{POS_CONV}.weight"] = _normed(readers.pop(g), readers.pop(v))
-    return Weights(source, tuple(sorted(readers)), lambda name: readers[name]())
+def _of_state(state: Mapping[str, Tensor]) -> _Keys:
+    def fill(key: str, start: int, out: Tensor) -> None:
+        out.copy_(state[key].detach().reshape(-1)[start : start + out.numel()])
+
+    return _Keys("state", {k: Spec.of(t) for k, t in state.items()}, state.__getitem__, fill)
 
 
-def _body_names(source: str, keys: Iterator[str]) -> dict[str, str]:
+def _of_files(files: list[TensorFile]) -> _Keys:
+    owner: dict[str, TensorFile] = {}
+    for file in files:
+        for key in file.specs:
+            if key in owner:
+                raise UserError(f"tensor {key!r} is in both {owner[key].path} and {file.path}")
+            owner[key] = file
+    name = str(files[0].path if len(files) == 1 else files[0].path.parent)
+    return _Keys(
+        name,
+        {key: file.specs[key] for key, file in owner.items()},
+        lambda key: owner[key].read(key),
+        lambda key, start, out: owner[key].read_into(key, start, out),
+    )
+
+
+def _weights(keys: _Keys, any_names: bool) -> Weights:
+    names, heads = {key: key for key in keys.specs}, []
+    if not any_names:
+        names, heads = _body_names(keys.source, keys.specs)
+    stored = {name: (key,) for name, key in names.items()}
+    specs = {name: keys.specs[key] for name, key in names.items()}
+    for g, v in NORM_SPELLINGS if not any_names else ():
+        if g in stored and v in stored:
+            stored[POS_WEIGHT] = (*stored.pop(g), *stored.pop(v))
+            specs.pop(g)
+            specs[POS_WEIGHT] = specs.pop(v)
+
+    def load(name: str) -> Tensor:
+        tensors = [keys.load(key) for key in stored[name]]
+        return tensors[0] if len(tensors) == 1 else effective_weight(*tensors)
+
+    def fill(name: str, start: int, out: Tensor) -> None:
+        (key,) = stored[name]
+        keys.fill(key, start, out)
+
+    specs = {name: specs[name] for name in sorted(specs)}
+    return Weights(keys.source, specs, load, fill, stored, keys.load, tuple(heads))
+
+
+def _body_names(source: str, keys: Iterable[str]) -> tuple[dict[str, str], list[str]]:
     """Map common names to stored keys; refuse what is neither body nor head (trap T1)."""
     names: dict[str, str] = {}
+    heads: list[str] = []
     for key in keys:
         name = next((key[len(p) :] for p in _MODEL_PREFIXES if key.startswith(p)), key)
         if _BODY.match(name):
             names[name] = key
-        elif not name.startswith(HEAD_PREFIXES):
+        elif name.startswith(HEAD_PREFIXES):
+            heads.append(key)
+        else:
             raise UserError(
                 f"{source}: tensor {key!r} belongs neither to a WavLM, HuBERT or wav2vec 2.0 "
                 "encoder nor to a known head: remove it or give the right checkpoint"
             )
-    return names
-
-
-def _reader(load: Callable[[str], Tensor], key: str) -> Callable[[], Tensor]:
-    return lambda: load(key)
-
-
-def _normed(g: Callable[[], Tensor], v: Callable[[], Tensor]) -> Callable[[], Tensor]:
-    return lambda: effective_weight(g(), v())
+    return names, heads
 
 
 def effective_weight(g: Tensor, v: Tensor) -> Tensor:
     """Return `g v / ||v||`, the weight that a weight-normed layer uses.
 
     The norm runs over all axes but the one along which ``g`` varies (kernel taps, axis 2, in the
-    positional convolution). The arithmetic is PyTorch's own, so the result has the same bits as
-    taking the parametrisation off the module.
+    positional convolution). The arithmetic is PyTorch's own on one thread: the bits of taking the
+    parametrisation off the module there, whatever machine this is (PyTorch adds up in another order
+    for every number of threads).
     """
     axes = [axis for axis, size in enumerate(g.shape) if size > 1]
-    return torch._weight_norm(v, g, axes[0] if len(axes) == 1 else 2)
+    with one_thread():
+        return torch._weight_norm(v, g, axes[0] if len(axes) == 1 else 2)
+
+
+def factored_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Return g and v with `effective_weight(g, v) == weight`, bit for bit.
+
+    v is the weight and g its norm as PyTorch's weight norm takes it, so that their quotient is
+    exactly 1 there. Where a norm is 0, v is 1 (0 / 0 otherwise).
+
+    Args:
+        weight: Of a positional convolution, float, three axes.
+    """
+    g = torch.ones(1, 1, weight.shape[2], dtype=weight.dtype)
+    with one_thread():
+        norm = torch._weight_norm_interface(weight, g, 2)[1].to(weight.dtype)
+    return norm, torch.where(norm == 0, torch.ones_like(weight), weight)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Let PyTorch compute on the calling thread only."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import WavLMConfig
 
-from espnet_adaltm.backbone.blocks import block_of, module_of
+from espnet_adaltm.backbone.blocks import BlockMap, block_of, common_name, module_of
 from espnet_adaltm.backbone.encoder import SpeechEncoder, build_body
 from espnet_adaltm.errors import UserError
 from tests.backbone.backbone_common import FAMILIES, small_config
@@ -87,3 +87,64 @@ def test_unknown_names_are_refused(name):
 def test_a_layer_too_many_is_refused():
     with pytest.raises(UserError, match="4 layers"):
         block_of("encoder.layers.4.layer_norm.weight", 4)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("large", [True, False])
+def test_a_map_places_every_parameter_as_the_functions_do(family, large):
+    names = names_of(small_config(family, large=large))
+    blocks = BlockMap.of(names, norm_first=large)
+    assert blocks.unmatched == ()
+    assert blocks.num_blocks == 4
+    for name in names:
+        assert blocks[name] == (block_of(name, 3, norm_first=large), module_of(name))
+    prefixed = BlockMap.of([f"{family}.{name}" for name in names], norm_first=large)
+    assert {common_name(name): place for name, place in prefixed.items()} == dict(blocks)
+
+
+@pytest.mark.parametrize("large", [True, False])
+def test_a_map_of_a_module_knows_pre_and_post_norm(large):
+    body = build_body(small_config("wavlm", large=large))
+    place = "encoder.layer_norm.weight"
+    assert BlockMap.of_module(body)[place].block == (3 if large else 0)
+    # weight norm's two factors are the positional convolution's
+    factors = [name for name in dict(body.named_parameters()) if "parametrizations" in name]
+    assert len(factors) == 2
+    assert {BlockMap.of_module(body)[name] for name in factors} == {(0, "position")}
+    encoder = SpeechEncoder(body)
+    assert BlockMap.of_module(encoder)[f"body.{place}"].block == (3 if large else 0)
+
+
+def test_what_matches_nothing_is_kept_apart():
+    heads = ["lm_head.weight", "projector.bias", "wavlm.encoder.layers.x.norm"]
+    names = ["wavlm.encoder.layers.1.layer_norm.bias", "wavlm.masked_spec_embed", *heads]
+    blocks = BlockMap.of(names)
+    assert list(blocks) == names[:2]
+    assert blocks.unmatched == tuple(heads)
+    assert blocks.num_blocks == 3
+    assert "2 tensors in 3 blocks, 3 unmatched" in repr(blocks)
+    assert BlockMap.of([]).num_blocks == 0
+
+
+def test_other_networks_are_mapped_by_a_pattern():
+    names = ["stem.weight", "blocks.0.attn.qkv.weight", "blocks.10.mlp.fc.bias", "head.bias"]
+    blocks = BlockMap.by_pattern(names, r"^blocks\.(?P<block>\d+)\.(?P<module>\w+)\.")
+    assert dict(blocks) == {names[1]: (1, "attn"), names[2]: (11, "mlp")}
+    assert blocks.unmatched == ("stem.weight", "head.bias")
+    assert BlockMap.by_pattern(names, r"^blocks\.(?P<block>\d+)")[names[1]] == (1, "all")
+    assert BlockMap.by_pattern(["blocks.x.w"], r"^blocks\.(?P<block>\w+)").unmatched
+
+
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [(r"^blocks\.(\d+)", "has no group"), (r"^blocks\.(?P<block>", "is not valid")],
+)
+def test_bad_patterns_are_told(pattern, message):
+    with pytest.raises(UserError, match=message):
+        BlockMap.by_pattern(["blocks.0.weight"], pattern)
+
+
+@pytest.mark.parametrize("block", [-1, 1.5, True, "2"])
+def test_bad_blocks_are_told(block):
+    with pytest.raises(UserError, match="'a.weight' is in block"):
+        BlockMap({"a.weight": (block, "all")})

@@ -90,3 +90,42 @@ def test_mistakes_are_told(options, message):
 def test_a_task_named_twice_is_refused():
     with pytest.raises(UserError, match="named once"):
         Coefficients(["asr", "asr"], GROUPS)
+
+
+@pytest.mark.parametrize("constraint", CONSTRAINTS)
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_fill_sets_what_table_returns(constraint, count):
+    tasks = [f"task{k}" for k in range(count)]
+    source = Coefficients(tasks, GROUPS, init=1 / count, constraint="none")
+    with torch.no_grad():
+        source.raw.copy_(torch.rand(count, 3) + 0.1)
+        source.raw.div_(source.raw.sum(0) * (1 + 1e-3 * (constraint != "softmax")))
+    table = source.table()
+    start = 1.0 if constraint == "softmax" and count == 1 else 1 / count - 1e-3 * (count == 1)
+    coefficients = Coefficients(tasks, GROUPS, init=start, constraint=constraint)
+    coefficients.fill(table)
+    torch.testing.assert_close(coefficients(), source.raw.detach(), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ([[0.5] * 3], "coefficients of 1 tasks and .3. groups: expected 2 .asr, ser. and 3"),
+        ([[0.5] * 3, [0.5] * 2], r"groups: expected 2"),
+        ([[0.5] * 3, [0.5, math.nan, 0.5]], "not finite"),
+        ([[0.5] * 3, [0.5, 0.5, 1.5]], "group block2: init 1.5 of ser cannot be reached"),
+    ],
+)
+def test_a_table_that_does_not_fit_is_refused(table, message):
+    with pytest.raises(UserError, match=message):
+        Coefficients(TASKS, GROUPS, constraint="sigmoid").fill(table)
+
+
+def test_a_rate_of_their_own_and_no_decay():
+    coefficients = Coefficients(TASKS, GROUPS)
+    head = torch.nn.Linear(2, 2)
+    groups = [{"params": head.parameters()}, coefficients.parameter_group(0.25)]
+    optimizer = torch.optim.AdamW(groups, lr=1e-4, weight_decay=0.5)
+    coefficients().sum().backward()
+    optimizer.step()
+    torch.testing.assert_close(coefficients(), torch.full((2, 3), 0.25), rtol=0, atol=1e-6)

@@ -41,6 +41,48 @@ def test_numbers_of_a_hand_made_pair():
     assert total["relative_norm"] == {"asr": 0.5, "ser": pytest.approx(math.sqrt(29) / 10)}
 
 
+def test_modules_and_parts_sum_up_to_blocks_and_to_everything():
+    asr = {
+        "encoder.layers.0.attention.k_proj.bias": [3.0, 4.0],
+        "encoder.layers.0.feed_forward.output_dense.bias": [0.0, -12.0],
+        "encoder.layers.1.attention.k_proj.bias": [1.0, 1.0],
+        "masked_spec_embed": [2.0, 0.0],
+    }
+    ser = {
+        "encoder.layers.0.attention.k_proj.bias": [3.0, -4.0],
+        "encoder.layers.0.feed_forward.output_dense.bias": [5.0, 12.0],
+        "encoder.layers.1.attention.k_proj.bias": [-1.0, -1.0],
+        "masked_spec_embed": [0.0, 0.0],
+    }
+    asr, ser = ({name: torch.tensor(row) for name, row in rows.items()} for rows in (asr, ser))
+    base = {name: torch.tensor([6.0, 8.0]) for name in asr}
+    report = analyse({"asr": TaskVector(asr), "ser": TaskVector(ser)}, base.items())
+    modules, parts = report["modules"], report["parts"]
+    assert modules["groups"] == [
+        "block0.mask",
+        "block1.attention",
+        "block1.feed_forward",
+        "block2.attention",
+    ]
+    assert modules["norm"]["asr"] == pytest.approx([2.0, 5.0, 12.0, math.sqrt(2)])
+    assert modules["relative_norm"]["ser"] == pytest.approx([0.0, 0.5, 1.3, math.sqrt(0.02)])
+    cosines = modules["cosine"]["asr,ser"]
+    assert cosines[0] is None
+    assert cosines[1:] == pytest.approx([-7 / 25, -144 / (12 * 13), -1.0])
+    assert modules["sign_conflict"]["asr,ser"] == [None, 0.5, 1.0, 1.0]
+    assert parts["groups"] == ["attention", "feed_forward", "mask"]
+    assert parts["norm"]["asr"] == pytest.approx([math.sqrt(27), 12.0, 2.0])
+    assert parts["cosine"]["asr,ser"][0] == pytest.approx(-9 / 27)
+    assert parts["sign_conflict"]["asr,ser"] == [0.75, 1.0, None]
+    assert report["blocks"] == ["block0", "block1", "block2"]
+    assert report["norm"]["asr"] == pytest.approx([2.0, 13.0, math.sqrt(2)])
+    assert report["base_norm"] == pytest.approx([10.0, math.sqrt(200), 10.0])
+    for table in (modules, parts):
+        for task in ("asr", "ser"):
+            square = sum(norm**2 for norm in table["norm"][task])
+            assert math.sqrt(square) == pytest.approx(report["total"]["norm"][task])
+
+
 @pytest.fixture
 def folders(tmp_path):
     base = base_encoder()

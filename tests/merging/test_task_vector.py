@@ -1,20 +1,23 @@
 """Task vectors: exact differences, or an error that names the tensor."""
 
 import errno
+import json
 import math
-from pathlib import Path
+import os
 
 import pytest
 import torch
 from merging_common import LAYERS, base_encoder, moved, vector
-from safetensors import SafetensorError
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
+from espnet_adaltm.backbone.loading import save_encoder
 from espnet_adaltm.errors import UserError
 from espnet_adaltm.files import sha256_file
-from espnet_adaltm.merging import task_vector
+from espnet_adaltm.merging import stream
+from espnet_adaltm.merging.extract import extract_vectors
 from espnet_adaltm.merging.groups import group_names, group_of
-from espnet_adaltm.merging.task_vector import TaskVector
+from espnet_adaltm.merging.task_vector import TaskVector, check_compatible
+from espnet_adaltm.merging.tensor_file import TensorFile
 
 NAME = "encoder.layers.0.attention.k_proj.weight"
 BLOCKS = [f"block{depth}" for depth in range(LAYERS + 1)]
@@ -68,37 +71,113 @@ def test_saved_and_loaded(states, tmp_path, dtype, tolerance):
     assert error <= tolerance
 
 
-@pytest.mark.parametrize(
-    "error",
-    [
-        SafetensorError("Error while serializing: I/O error: No space left (os error 28)"),
-        OSError(errno.ENOSPC, "No space left on device"),
-    ],
-)
-def test_full_disk_is_one_line_and_keeps_the_old_vector(states, tmp_path, monkeypatch, error):
+def test_full_disk_is_one_line_and_keeps_the_old_vector(states, tmp_path, monkeypatch):
     path = tmp_path / "tau.safetensors"
     tau = TaskVector.from_checkpoints(*states)
     tau.save(path)
     old = path.read_bytes()
 
-    def full(tensors, name, metadata):
-        Path(name).write_bytes(old[:100])
-        raise error
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(task_vector, "save_file", full)
+    monkeypatch.setattr(os, "pwrite", full)
     with pytest.raises(UserError, match=f"no space left on the disk of {tmp_path}"):
         (2.0 * tau).save(path)
     assert path.read_bytes() == old
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_other_errors_of_safetensors_stay_themselves(states, tmp_path, monkeypatch):
-    def broken(*_, **__):
-        raise SafetensorError("no such dtype")
+@pytest.fixture
+def files(states, tmp_path):
+    """Base and two experts as files, one of them with a head."""
+    paths = [tmp_path / f"{name}.safetensors" for name in ("base", "asr", "ser")]
+    other = dict(moved(base_encoder(), 12).encoder_state())
+    for path, state in zip(paths, (*states, {**other, "lm_head.weight": torch.ones(3)})):
+        save_file({k: v.contiguous() for k, v in state.items()}, path)
+    return paths
 
-    monkeypatch.setattr(task_vector, "save_file", broken)
-    with pytest.raises(SafetensorError, match="no such dtype"):
-        TaskVector.from_checkpoints(*states).save(tmp_path / "tau.safetensors")
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_extraction_gives_the_same_bytes_as_in_memory(files, tmp_path, dtype, threads, monkeypatch):
+    monkeypatch.setattr(stream, "PIECE", 100)
+    base, *experts = files
+    for expert in experts:
+        tau = TaskVector.from_checkpoints(base, expert)
+        tau.save(tmp_path / f"expected_{expert.name}", dtype)
+    outs = {expert.stem: tmp_path / f"found_{expert.name}" for expert in experts}
+    sources = {expert.stem: expert for expert in experts}
+    extract_vectors(base, sources, outs, dtype=dtype, threads=threads)
+    TaskVector.extract(base, experts[0], tmp_path / "one", dtype)
+    for expert in experts:
+        expected = (tmp_path / f"expected_{expert.name}").read_bytes()
+        assert outs[expert.stem].read_bytes() == expected
+    assert (tmp_path / "one").read_bytes() == outs["asr"].read_bytes()
+
+
+def test_extraction_leaves_nothing_behind_when_it_fails(files, tmp_path):
+    before = sorted(tmp_path.iterdir())
+    outs = {"asr": tmp_path / "out" / "asr", "ser": tmp_path / "out" / "ser"}
+    state = load_file(files[2])
+    save_file({**state, NAME: torch.full((16, 16), torch.nan)}, files[2])
+    with pytest.raises(UserError, match=f"'{NAME}' has NaN"):
+        extract_vectors(files[0], {"asr": files[1], "ser": files[2]}, outs)
+    assert list((tmp_path / "out").iterdir()) == []
+    state.pop(NAME)
+    save_file(state, files[2])
+    (tmp_path / "out").rmdir()
+    with pytest.raises(UserError, match=f"'{NAME}' is in .*base.* but not in .*ser"):
+        extract_vectors(files[0], {"asr": files[1], "ser": files[2]}, outs)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_vectors_file_tells_block_and_module_of_every_tensor(tmp_path):
+    save_encoder(base_encoder(), tmp_path / "base")
+    save_encoder(moved(base_encoder(), 11), tmp_path / "expert")
+    tau = TaskVector.from_checkpoints(tmp_path / "base", tmp_path / "expert")
+    assert tau.metadata["norm_first"] is True
+    tau.save(tmp_path / "tau")
+    with TensorFile(tmp_path / "tau") as file:
+        blocks = json.loads(file.metadata["task_vector"])["blocks"]
+    assert blocks.keys() == tau.tensors.keys()
+    assert blocks[NAME] == "1.attention"
+    assert blocks["encoder.layer_norm.weight"] == f"{LAYERS}.norm"
+    assert blocks["masked_spec_embed"] == "0.mask"
+
+
+def test_an_open_vector_reads_what_is_asked_for(states, tmp_path):
+    tau = TaskVector.from_checkpoints(*states, base_sha256="b", expert_sha256="e")
+    tau.save(tmp_path / "tau")
+    with TaskVector.open(tmp_path / "tau") as opened:
+        check_compatible(opened, tau)
+        assert opened.num_layers == LAYERS
+        assert opened.metadata["expert_sha256"] == "e"
+        assert opened.tensors.keys() == tau.tensors.keys()
+        assert opened.tensors[NAME] is not opened.tensors[NAME]
+        assert opened.norms() == tau.norms()
+        assert "other" not in opened.tensors
+
+
+def test_values_that_are_not_finite_are_not_loaded(states, tmp_path):
+    tensors = dict(TaskVector.from_checkpoints(*states).tensors)
+    tensors[NAME] = torch.full((16, 16), torch.inf)
+    TaskVector(tensors).save(tmp_path / "tau")
+    with pytest.raises(UserError, match=f"'{NAME}' has NaN or infinite values in .*tau"):
+        TaskVector.load(tmp_path / "tau")
+
+
+def test_large_values_are_no_reason_to_refuse(states):
+    base, expert = states
+    expert[NAME] = torch.full((16, 16), 3e38)
+    assert TaskVector.from_checkpoints(base, expert).tensors[NAME].isfinite().all()
+
+
+def test_any_network_can_be_subtracted():
+    base = {"layers.0.weight": torch.zeros(2), "head.bias": torch.zeros(1)}
+    expert = {"layers.0.weight": torch.tensor([3.0, 4.0]), "head.bias": torch.ones(1)}
+    tau = TaskVector.from_checkpoints(base, expert, any_names=True)
+    assert tau.tensors["layers.0.weight"].tolist() == [3.0, 4.0]
+    assert tau.tensors["head.bias"].tolist() == [1.0]
 
 
 def test_cut_off_and_foreign_files_are_refused(states, tmp_path):
@@ -174,6 +253,13 @@ def test_missing_and_extra_tensors_are_named(states):
         TaskVector.from_checkpoints(base, expert)
     with pytest.raises(UserError, match=f"'{NAME}'"):
         TaskVector.from_checkpoints(expert, base)
+
+
+def test_another_depth_is_told(states):
+    base, expert = states
+    deep = {**expert, f"encoder.layers.{LAYERS}.layer_norm.bias": torch.zeros(16)}
+    with pytest.raises(UserError, match=rf"\({LAYERS + 1} and {LAYERS} layers\)"):
+        TaskVector.from_checkpoints(base, deep)
 
 
 def test_only_the_mask_embedding_may_be_missing(states):

@@ -1,15 +1,27 @@
 """One set of names for every checkpoint."""
 
+import json
+
 import pytest
 import torch
 from merging_common import base_encoder
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn.utils import parametrize
 
 from espnet_adaltm.backbone.encoder import build_body
 from espnet_adaltm.backbone.loading import effective_position_weight, save_encoder
 from espnet_adaltm.errors import UserError
-from espnet_adaltm.merging.weights import POS_CONV, effective_state, open_weights
+from espnet_adaltm.files import sha256_file
+from espnet_adaltm.merging.weights import (
+    POS_CONV,
+    effective_state,
+    effective_weight,
+    factored_weight,
+    identity,
+    one_thread,
+    open_weights,
+)
 
 NEW = ("parametrizations.weight.original0", "parametrizations.weight.original1")
 OLD = ("weight_g", "weight_v")
@@ -25,7 +37,8 @@ def weight_normed():
 @pytest.mark.parametrize("spelling", [NEW, OLD])
 def test_weight_norm_becomes_the_weight_the_module_uses(spelling):
     body = weight_normed()
-    used = body.encoder.pos_conv_embed.conv.weight.detach()
+    with one_thread():
+        used = body.encoder.pos_conv_embed.conv.weight.detach()
     names = {f"{POS_CONV}.{new}": f"{POS_CONV}.{name}" for new, name in zip(NEW, spelling)}
     state = effective_state({names.get(key, key): v for key, v in body.state_dict().items()})
     assert torch.equal(state[f"{POS_CONV}.weight"], used)
@@ -36,9 +49,8 @@ def test_weight_norm_becomes_the_weight_the_module_uses(spelling):
 def test_same_bits_as_the_backbone_loader(tmp_path):
     encoder = base_encoder()
     save_encoder(encoder, tmp_path)
-    from safetensors.torch import load_file
-
-    expected = effective_position_weight(load_file(tmp_path / "model.safetensors"))
+    with one_thread():
+        expected = effective_position_weight(load_file(tmp_path / "model.safetensors"))
     with open_weights(tmp_path) as weights:
         found = dict(weights.items())
     assert found.keys() == expected.keys()
@@ -74,3 +86,87 @@ def test_linear_layers_with_one_kernel_tap_keep_the_axis():
     state = {f"{POS_CONV}.weight_g": g, f"{POS_CONV}.weight_v": v}
     expected = nn.functional.normalize(v.flatten(), dim=0) * 2
     torch.testing.assert_close(effective_state(state)[f"{POS_CONV}.weight"].flatten(), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_factored_weight_has_the_bits_of_the_weight(dtype):
+    weight = torch.randn(24, 6, 16, dtype=dtype)
+    weight[:, :, 3] = 0
+    g, v = factored_weight(weight)
+    assert g.shape == (1, 1, 16)
+    assert torch.equal(effective_weight(g, v), weight)
+
+
+def test_an_effective_weight_does_not_depend_on_the_number_of_threads():
+    g, v = torch.randn(1, 1, 128), torch.randn(256, 64, 128)
+    before = torch.get_num_threads()
+    try:
+        found = []
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            found.append((effective_weight(g, v), *factored_weight(v)))
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(*pair) for other in found[1:] for pair in zip(found[0], other))
+
+
+def shards(folder, state):
+    """The state in two shards and their index, as transformers saves a large model."""
+    names = sorted(state)
+    parts = {"one.safetensors": names[::2], "two.safetensors": names[1::2]}
+    for file, keys in parts.items():
+        save_file({key: state[key].contiguous() for key in keys}, folder / file)
+    table = {key: file for file, keys in parts.items() for key in keys}
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": table}))
+    return index
+
+
+def test_shards_are_one_checkpoint(tmp_path):
+    state = weight_normed().state_dict()
+    index = shards(tmp_path, state)
+    expected = effective_state(state)
+    for source in (tmp_path, index):
+        with open_weights(source) as weights:
+            found = dict(weights.items())
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(found[name], expected[name]) for name in found)
+    assert len(identity(tmp_path)) == 64
+    before = identity(tmp_path)
+    shards(tmp_path, {**state, "masked_spec_embed": torch.zeros(16)})
+    assert identity(tmp_path) != before
+
+
+def test_incomplete_shards_are_told(tmp_path):
+    index = shards(tmp_path, weight_normed().state_dict())
+    shard = tmp_path / "one.safetensors"
+    shard.rename(tmp_path / "away")
+    with pytest.raises(UserError, match=r"names the shard one\.safetensors, which is not beside"):
+        identity(tmp_path)
+    (tmp_path / "two.safetensors").rename(shard)
+    index.write_text(json.dumps({"weight_map": {}}))
+    with pytest.raises(UserError, match="no 'weight_map'"), open_weights(tmp_path):
+        pass
+    index.write_text(json.dumps({"weight_map": {"a": "../away"}}))
+    with pytest.raises(UserError, match="names the shard"), open_weights(tmp_path):
+        pass
+
+
+def test_identity_of_one_file_is_its_hash_and_a_state_has_none(tmp_path):
+    save_encoder(base_encoder(), tmp_path)
+    assert identity(tmp_path) == sha256_file(tmp_path / "model.safetensors")
+    assert identity({}) == ""
+
+
+def test_any_names_are_taken_as_they_are():
+    state = {"layers.0.weight": torch.ones(2), f"{POS_CONV}.weight_g": torch.ones(1)}
+    with open_weights(state, any_names=True) as weights:
+        assert set(weights.names) == set(state)
+        assert weights.left_out == ()
+
+
+def test_left_out_heads_are_named():
+    state = {**base_encoder().encoder_state(), "lm_head.weight": torch.zeros(3)}
+    with open_weights(state) as weights:
+        assert weights.left_out == ("lm_head.weight",)

@@ -37,6 +37,14 @@ def test_setup_and_requirements_name_the_same_packages(monkeypatch):
     assert "espnet_adaltm.training" in called["packages"]
 
 
+def test_what_is_installed_without_dependencies_replaces_nothing():
+    reference = names("requirements-reference.txt")
+    assert {"fusion-bench", "mergekit", "peft"} <= reference
+    others = [path.name for path in TOOLS.glob("requirements*.txt") if "reference" not in path.name]
+    assert len(others) == 5
+    assert not reference & names(*others)
+
+
 def test_installer_refuses_what_it_does_not_know(tmp_path):
     for words, message in (
         (["--foo"], "unknown option --foo"),

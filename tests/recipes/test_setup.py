@@ -73,6 +73,9 @@ def test_a_given_environment_is_used_again_and_completed(tools, tmp_path):
     assert not made(tools)  # so make runs this:
     assert f"ready: {own}/bin/python" in setup(tools, "--dev")
     assert any("requirements-dev" in line for line in lines(own / "bin" / "installed"))
+    compared = [line for line in lines(own / "bin" / "installed") if "-reference" in line]
+    assert len(compared) == 1
+    assert "--no-deps" in compared[0]
     assert all("--any-version" in line for line in lines(own / "bin" / "checked"))
     assert made(tools)
     before = lines(own / "bin" / "installed")

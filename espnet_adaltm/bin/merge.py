@@ -1,0 +1,163 @@
+"""Merge experts into one encoder, without training, file to file.
+
+    python -m espnet_adaltm.bin.merge --config merge.yaml --base exp/base_tiny \\
+        --experts asr=exp/asr_expert_tiny ser=exp/ser_expert_tiny --out exp/merged
+
+merge.yaml, for one number per layer (all keys: `espnet_adaltm.merging.recipe`):
+
+    method: task_arithmetic       # or ties, dare, dare_ties, della, breadcrumbs, slerp, model_stock
+    weights:
+      asr: 0.3
+      ser: {"*": 0.5, block0: 0, block12: 0.8}
+
+A row of conf/merge works as well, and the coefficients that a training has learned:
+--coefficients exp/merge_adaltm_seed1/coefficients.json.
+
+Everything is checked before anything is written. The folder loads with
+`transformers.AutoModel.from_pretrained`; merge_recipe.yaml in it makes the same weights again.
+"""
+
+import argparse
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+from espnet_adaltm.bin import cli
+from espnet_adaltm.errors import UserError
+from espnet_adaltm.files import atomic_dir, write_text
+from espnet_adaltm.merging.folder import (
+    RECIPE,
+    REPORT,
+    WEIGHTS,
+    check_config,
+    check_output,
+    is_norm_first,
+    merged_folder,
+    read_base_config,
+    write_recipe,
+)
+from espnet_adaltm.merging.merge_report import merge_report
+from espnet_adaltm.merging.mergekit import mergekit_text
+from espnet_adaltm.merging.offline import write_merged
+from espnet_adaltm.merging.plan import MergePlan
+from espnet_adaltm.merging.recipe import load_recipe
+
+
+def get_parser() -> argparse.ArgumentParser:
+    """Describe the command line."""
+    parser = cli.parser(__doc__)
+    parser.add_argument("--config", type=Path, help="recipe, or a row of conf/merge")
+    parser.add_argument(
+        "--coefficients", type=Path, help="coefficients.json of a merge that was trained"
+    )
+    parser.add_argument("--base", type=Path, required=True, help="folder of the base encoder")
+    parser.add_argument(
+        "--experts", nargs="+", default=[], metavar="TASK=PATH", help="fine-tuned encoders"
+    )
+    parser.add_argument(
+        "--vectors", nargs="+", default=[], metavar="TASK=FILE", help="task vectors instead"
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder to write")
+    parser.add_argument(
+        "--save_vectors", type=Path, metavar="DIR", help="keep the experts' task vectors there"
+    )
+    parser.add_argument(
+        "--mergekit_yaml",
+        type=Path,
+        metavar="FILE",
+        help="write the same merge for mergekit-pytorch",
+    )
+    parser.add_argument("--dry_run", action="store_true", help="check and tell, write nothing")
+    parser.add_argument("--threads", type=int, help="by default one for each processor")
+    parser.add_argument(
+        "--sync", action="store_true", help="return only when the disk has everything"
+    )
+    return parser
+
+
+def named_paths(words: Sequence[str], option: str) -> dict[str, Path]:
+    """Read ``task=path`` words.
+
+    Raises:
+        UserError: A word without a task or a path, or a task twice.
+    """
+    found: dict[str, Path] = {}
+    for word in words:
+        task, equals, path = word.partition("=")
+        if not (task and equals and path):
+            raise UserError(f"{option} {word!r}: expected TASK=PATH, such as asr=exp/asr_expert")
+        if task in found:
+            raise UserError(f"{option} names the task {task} twice")
+        found[task] = Path(path)
+    return found
+
+
+def _drop(tasks: Sequence[str], *given: dict[str, Path]) -> list[str]:
+    """Take out, and return, what a recipe does not merge: one command line serves many recipes."""
+    unused = sorted(set().union(*given) - set(tasks))
+    for paths in given:
+        for task in unused:
+            paths.pop(task, None)
+    return unused
+
+
+def _unused(tasks: Sequence[str]) -> str:
+    return f"not used, as the recipe does not name it: {', '.join(tasks)}\n" if tasks else ""
+
+
+def work(args: argparse.Namespace) -> None:
+    """Do what the module says."""
+    if args.threads is not None and args.threads < 1:
+        raise UserError(f"--threads {args.threads}: give 1 or more")
+    recipe = load_recipe(args.config, args.coefficients)
+    experts = named_paths(args.experts, "--experts")
+    vectors = named_paths(args.vectors, "--vectors")
+    unused = [] if recipe.named_tasks is None else _drop(recipe.named_tasks, experts, vectors)
+    if args.save_vectors and vectors:
+        raise UserError("--save_vectors takes differences of --experts: there are --vectors")
+    config = read_base_config(args.base, any_names=recipe.any_names)
+    norm_first = is_norm_first(config)
+    with MergePlan(
+        args.base, recipe, experts=experts, vectors=vectors, norm_first=norm_first
+    ) as plan:
+        check_config(plan, config, args.base)
+        check_output(plan, args.out, args.save_vectors)
+        translated = mergekit_text(plan) if args.mergekit_yaml else ""
+        hashes = plan.hashes()
+        if args.dry_run:
+            print(merge_report(plan) + _unused(unused), end="")
+            return
+        print(_write(args, plan, config, hashes) + _unused(unused), end="")
+        print(f"written: {args.out} ({WEIGHTS}, {RECIPE}, {REPORT})")
+        if args.mergekit_yaml:
+            write_text(args.mergekit_yaml, translated)
+
+
+def _write(args: argparse.Namespace, plan: MergePlan, config: dict, hashes: dict[str, str]) -> str:
+    with ExitStack() as stack:
+        files = {}
+        if args.save_vectors:
+            kept = stack.enter_context(atomic_dir(args.save_vectors))
+            files = {task: kept / f"{task}.safetensors" for task in plan.recipe.tasks}
+        folder = stack.enter_context(merged_folder(args.out, plan, args.base, config))
+        sizes = write_merged(
+            plan,
+            folder / WEIGHTS,
+            vectors=files,
+            hashes=hashes,
+            threads=args.threads,
+            sync=args.sync,
+        )
+        told = merge_report(plan, sizes)
+        write_recipe(folder, plan, args.base, hashes)
+        write_text(folder / REPORT, told)
+    return told
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run from the command line."""
+    cli.run(work, get_parser(), argv)
+
+
+if __name__ == "__main__":
+    main()
