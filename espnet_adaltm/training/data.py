@@ -13,6 +13,7 @@ from espnet_adaltm.kaldi import read_scp
 
 SAMPLE_RATE = 16_000
 FEATS_TYPES = ("raw", "extracted")
+PARTS = ("train", "valid")
 
 
 @dataclass(frozen=True)
@@ -28,31 +29,45 @@ class DataNeeds:
     targets: Mapping[str, tuple[str, str]]
 
 
-def fill_data_options(args: argparse.Namespace, needs: DataNeeds) -> None:
+def fill_data_options(args: argparse.Namespace, needs: Mapping[str, DataNeeds]) -> None:
     """Fill ``train_data_path_and_name_and_type``, ``train_shape_file`` and ``valid_*`` in place.
 
     Options that the user gave stay. Batches are made by the number of samples for stored features
     too, so that ``--feats_type`` does not change which utterances are trained on together.
 
+    Args:
+        args: The options.
+        needs: What ``train`` and ``valid`` need.
+
     Raises:
         UserError: A file or option is missing, or an utterance has no features.
     """
-    for part in ("train", "valid"):
+    for part in PARTS:
         paths, shapes = f"{part}_data_path_and_name_and_type", f"{part}_shape_file"
         dump = getattr(args, f"{part}_dump")
         if dump is None:
             if not getattr(args, paths) or not getattr(args, shapes):
                 raise UserError(f"--{part}_dump is missing: give the dump folder of the {part} set")
+            _check_names(part, getattr(args, paths), needs[part])
             continue
         dump = Path(dump)
         if not getattr(args, paths):
             entries = [(str(_speech(args, dump)), "speech", "kaldi_ark")]
-            for name, (file, kind) in needs.targets.items():
+            for name, (file, kind) in needs[part].targets.items():
                 entries.append((str(_target(args, dump, name, file)), name, kind))
             setattr(args, paths, entries)
         if not getattr(args, shapes):
-            setattr(args, shapes, [str(require(dump / needs.shape, "stage `audio`"))])
+            setattr(args, shapes, [str(require(dump / needs[part].shape, "stage `audio`"))])
         _check_keys(getattr(args, shapes)[0], getattr(args, paths))
+
+
+def _check_names(part: str, entries: Sequence[tuple[str, str, str]], needs: DataNeeds) -> None:
+    missing = {"speech", *needs.targets} - {name for _, name, _ in entries}
+    if missing:
+        raise UserError(
+            f"--{part}_data_path_and_name_and_type has no {min(missing)!r}: add it, or give "
+            f"--{part}_dump"
+        )
 
 
 def _check_keys(shape: str, entries: Sequence[tuple[str, str, str]]) -> None:
@@ -91,7 +106,7 @@ def _target(args: argparse.Namespace, dump: Path, name: str, file: str) -> Path:
 def data_files(args: argparse.Namespace) -> dict[str, Path]:
     """The small files that decide what is trained on, by role; call after `fill_data_options`."""
     files: dict[str, Path] = {}
-    for part in ("train", "valid"):
+    for part in PARTS:
         for path, name, kind in getattr(args, f"{part}_data_path_and_name_and_type"):
             if kind == "text":
                 files[f"the {part} {name}"] = Path(path)

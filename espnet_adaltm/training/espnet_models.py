@@ -8,7 +8,6 @@ counts the trainer adds up over the whole set.
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,7 +17,6 @@ from torch import Tensor, nn
 
 from espnet_adaltm.backbone.encoder import EncoderOutput, SpeechEncoder, span_mask
 from espnet_adaltm.errors import UserError
-from espnet_adaltm.files import read_json, write_json
 from espnet_adaltm.models.ctc import CTCHead
 from espnet_adaltm.models.emotion import EmotionHead
 from espnet_adaltm.models.masked_prediction import MaskedPredictionHead
@@ -30,7 +28,6 @@ from espnet_adaltm.training.metrics import (
 )
 
 Result = tuple[Tensor, dict[str, Tensor], Tensor]
-HISTORY = "coefficient_history.json"
 
 
 @dataclass(frozen=True)
@@ -112,7 +109,7 @@ class AdaltmModel(AbsESPnetModel):
 
 
 class EmotionModel(AdaltmModel):
-    """Encoder + emotion head: the SER expert, and (with a merged encoder) every merge.
+    """Encoder + emotion head: the SER expert; merges (`merge_model`) build on it.
 
     Args:
         encoder: A `SpeechEncoder` or anything that is called like one.
@@ -147,22 +144,6 @@ class EmotionModel(AdaltmModel):
         else:
             self.metric.update(predicted, reference)
         return self.result(loss, stats, len(speech))
-
-
-class MergeModel(EmotionModel):
-    """An emotion model over a merged encoder; remembers the coefficients of every epoch."""
-
-    def record_epoch(self, folder: Path, epoch: int) -> None:
-        """Write the coefficients [K, G] after ``epoch`` to ``coefficient_history.json``.
-
-        A repeated epoch (after a crash) replaces its entry and drops later ones.
-        """
-        path = folder / HISTORY
-        history = read_json(path) if path.exists() else {}
-        kept = {key: value for key, value in history.items() if int(key) < epoch}
-        with torch.no_grad():
-            values = self.encoder.coefficients().cpu().tolist()
-        write_json(path, {**kept, str(epoch): values})
 
 
 class CTCModel(AdaltmModel):

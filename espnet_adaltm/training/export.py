@@ -28,7 +28,27 @@ def write_tensors(path: Pathlike, tensors: Mapping[str, Tensor]) -> None:
         handle.write(to_bytes(plain, metadata={"format": "pt"}))
 
 
-def load_selected(args: argparse.Namespace, model: AdaltmModel) -> dict[str, Any]:
+def best_epoch(
+    args: argparse.Namespace, stats: Mapping[int, Any]
+) -> tuple[tuple[str, str, str], int]:
+    """The first of ``--best_model_criterion`` that every epoch reported, and its best epoch.
+
+    Args:
+        args: Options of the training.
+        stats: Epoch to part to name to value, as ESPnet's reporter keeps them.
+
+    Raises:
+        UserError: None of them was.
+    """
+    for part, name, mode in args.best_model_criterion:
+        values = {epoch: s[part][name] for epoch, s in stats.items() if name in s.get(part, {})}
+        if len(values) == len(stats):
+            best = (min if mode == "min" else max)(values, key=values.get)
+            return (part, name, mode), best
+    raise UserError(f"none of --best_model_criterion {args.best_model_criterion} was reported")
+
+
+def load_selected(args: argparse.Namespace, model: AdaltmModel, folder: Path) -> dict[str, Any]:
     """Load the weights chosen by ``--best_model_criterion`` into ``model``, strictly.
 
     The first criterion that was reported decides; with several ``--keep_nbest_models`` the average
@@ -37,36 +57,31 @@ def load_selected(args: argparse.Namespace, model: AdaltmModel) -> dict[str, Any
     Args:
         args: Options of the training.
         model: As `AdaltmTask.build_model` made it: its frozen parameters are kept.
+        folder: With the checkpoints.
 
     Returns:
         ``{"criterion", "best_epoch", "value", "weights", "last_epoch", "metrics"}``: ``weights`` is
         a file name, ``metrics`` are the validation statistics of the best epoch.
     """
-    folder = Path(args.output_dir)
     states = load_checkpoint(folder)
     if states is None:
         raise UserError(f"{folder} has no checkpoint: train first")
     stats = states["reporter"]["stats"]
-    for part, name, mode in args.best_model_criterion:
-        values = {epoch: s[part][name] for epoch, s in stats.items() if name in s.get(part, {})}
-        if len(values) < len(stats):
-            continue
-        chosen = folder / f"{part}.{name}.ave.pth"
-        # The mean of n equal floats is not always that float: what was frozen keeps the base's
-        # bits, so that its task vector is exactly zero.
-        frozen = {n: p.detach() for n, p in model.named_parameters() if not p.requires_grad}
-        weights = load_weights(chosen)
-        load_strict(model, {n: frozen.get(n, value) for n, value in weights.items()}, str(chosen))
-        best = (min if mode == "min" else max)(values, key=values.get)
-        return {
-            "criterion": [part, name, mode],
-            "best_epoch": best,
-            "value": float(values[best]),
-            "weights": chosen.resolve().name,
-            "last_epoch": max(stats),
-            "metrics": _numbers(stats[best].get("valid", {})),
-        }
-    raise UserError(f"none of --best_model_criterion {args.best_model_criterion} was reported")
+    (part, name, mode), best = best_epoch(args, stats)
+    chosen = folder / f"{part}.{name}.ave.pth"
+    # The mean of n equal floats is not always that float: what was frozen keeps the base's
+    # bits, so that its task vector is exactly zero.
+    frozen = {n: p.detach() for n, p in model.named_parameters() if not p.requires_grad}
+    weights = load_weights(chosen)
+    load_strict(model, {n: frozen.get(n, value) for n, value in weights.items()}, str(chosen))
+    return {
+        "criterion": [part, name, mode],
+        "best_epoch": best,
+        "value": float(stats[best][part][name]),
+        "weights": chosen.resolve().name,
+        "last_epoch": max(stats),
+        "metrics": _numbers(stats[best].get("valid", {})),
+    }
 
 
 def _numbers(stats: Mapping[str, Any]) -> dict[str, float]:

@@ -9,6 +9,7 @@ import argparse
 import hashlib
 import json
 import logging
+import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from espnet_adaltm.files import read_json, sha256_file, write_json
 CHECKPOINTS = ("checkpoint.pth", "checkpoint.prev.pth")  # newest first
 IDENTITY = "identity.json"
 FINISHED = "finished.json"
+GRID = "grid"  # trainings of a merge's fixed coefficients, one folder each
 
 # Options that do not change what is computed. Everything else does, unknown ones included.
 _IRRELEVANT = """
@@ -35,8 +37,8 @@ _IRRELEVANT = """
 # Where inputs lie is not what they hold: these are compared through the hashes of `inputs`.
 _PLACES = """
     base train_dump valid_dump feats_dir units_dir tokens labels merge_config task_vectors
-    ser_expert train_data_path_and_name_and_type valid_data_path_and_name_and_type train_shape_file
-    valid_shape_file
+    asr_expert ser_expert wap_adapter adapt_dump train_data_path_and_name_and_type
+    valid_data_path_and_name_and_type train_shape_file valid_shape_file
 """
 IRRELEVANT, PLACES = frozenset(_IRRELEVANT.split()), frozenset(_PLACES.split())
 
@@ -184,3 +186,4 @@ def forget(folder: Path) -> None:
         if path.is_symlink() or path.exists():
             logging.info("--resume false: removing %s", path)
             path.unlink()
+    shutil.rmtree(folder / GRID, ignore_errors=True)

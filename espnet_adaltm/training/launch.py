@@ -129,9 +129,10 @@ def _finish(task: "type[AdaltmTask]", args: argparse.Namespace, argv: Sequence[s
         _say(f"The training in {folder} is finished already (epoch {finished.epoch}).")
         return
     model = task.build_model(args)
-    selected = load_selected(args, model)
+    trained = task.trained_folder(args)
+    selected = load_selected(args, model, trained)
     outputs = [str(path) for path in task.export(args, model.eval(), selected)]
-    epoch, reason = end_of_training(folder, args)
+    epoch, reason = end_of_training(trained, args)
     identity.write_finished(folder, identity.Finished(epoch, reason, outputs, **job))
     logging.info(
         "Finished after epoch %d (%s); best: epoch %d, %s %.4f; results in %s",

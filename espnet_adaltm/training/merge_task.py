@@ -5,6 +5,7 @@
 
 import argparse
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +17,22 @@ from espnet_adaltm.backbone.loading import load_encoder, read_base_info
 from espnet_adaltm.data.labels import check_same_labels
 from espnet_adaltm.errors import UserError
 from espnet_adaltm.files import read_json, require, write_json
-from espnet_adaltm.merging.config import MergeConfig
+from espnet_adaltm.merging import objectives
+from espnet_adaltm.merging.config import ADAPT, HELD_OUT, TRAIN, MergeConfig
 from espnet_adaltm.merging.merged import MergedEncoder
+from espnet_adaltm.merging.prepared import checksum, prepared
 from espnet_adaltm.merging.task_vector import TaskVector
 from espnet_adaltm.models.emotion import EmotionHead
 from espnet_adaltm.models.losses import build_loss
+from espnet_adaltm.training import held_out
 from espnet_adaltm.training.checkpoint import load_strict
-from espnet_adaltm.training.espnet_models import HISTORY, MergeModel
+from espnet_adaltm.training.data import PARTS, DataNeeds
 from espnet_adaltm.training.export import HEAD, write_tensors
-from espnet_adaltm.training.ser_task import SERTask
+from espnet_adaltm.training.merge_grid import chosen_value, read_grid, train_grid
+from espnet_adaltm.training.merge_model import HISTORY, MergeModel, Objective
+from espnet_adaltm.training.merge_teachers import check_teachers, expert_file, load_teachers
+from espnet_adaltm.training.preprocess import Preprocess
+from espnet_adaltm.training.ser_task import SERTask, emotion_needs
 from espnet_adaltm.training.task import (
     add_emotion_arguments,
     augmentation,
@@ -33,6 +41,13 @@ from espnet_adaltm.training.task import (
     emotion_head_options,
     require_labels,
 )
+
+_PROTOCOLS = {
+    TRAIN: "learned on the training set; epochs chosen on the validation set",
+    HELD_OUT: "learned on half of the validation speakers; epochs chosen on the other half",
+    ADAPT: "learned on the speech of the adaptation set, without labels; epochs chosen on the "
+    "validation set",
+}
 
 
 def merge_config(args: argparse.Namespace) -> MergeConfig:
@@ -45,43 +60,74 @@ def merge_config(args: argparse.Namespace) -> MergeConfig:
 class MergeTask(SERTask):
     """Trains a merge; its checkpoints hold coefficients and head only."""
 
+    needs = DataNeeds("ser_shape", {})
+
     @classmethod
     def add_own_arguments(cls, group: Any) -> None:
         """Add the options of a merge."""
         add_emotion_arguments(group)
-        group.add_argument(
-            "--merge_config", type=str_or_none, default=None, help="YAML; see module"
-        )
-        group.add_argument(
-            "--task_vectors", type=str_or_none, default=None, help="Folder of <task>.safetensors"
-        )
-        group.add_argument(
-            "--ser_expert", type=str_or_none, default=None, help="For head_init: ser_expert"
-        )
+        for name, what in (
+            ("merge_config", "YAML; see module"),
+            ("task_vectors", "Folder of <task>.safetensors"),
+            ("ser_expert", "Folder, for head_init: ser_expert and supervised_distill"),
+            ("asr_expert", "Folder, for supervised_ctc and supervised_distill"),
+            ("adapt_dump", "Dump folder, for learn_on: adapt; its labels are not read"),
+        ):
+            group.add_argument(f"--{name}", type=str_or_none, default=None, help=what)
 
     @classmethod
     def prepare(cls, args: argparse.Namespace) -> None:
-        """Also check the merge configuration and put it among the options."""
+        """Also check the merge configuration, put it among the options and derive the data."""
         if args.base is None:
             raise UserError("--base is missing: give the folder of the base encoder (stage `base`)")
-        config = merge_config(args)
+        config = merge_config(args).with_seed(args.seed)
         args.merge_conf = config.to_dict()
-        if config.tasks and args.task_vectors is None:
-            raise UserError("--task_vectors is missing: give the folder of stage `task_vectors`")
-        if config.head_init == "ser_expert" and args.ser_expert is None:
-            raise UserError(
-                "head_init: ser_expert needs --ser_expert, the folder of the emotion expert"
-            )
+        if config.coef_lr is not None:
+            args.coef_lr = config.coef_lr
+        _check_places(args, config)
+        check_teachers(args, config)
+        if config.learn_on != TRAIN:
+            args.train_dump = args.valid_dump if config.learn_on == HELD_OUT else args.adapt_dump
         super().prepare(args)
+        if config.learn_on == HELD_OUT:
+            _hold_out(args, config)
+        if config.objective == objectives.SUPERVISED_CTC:
+            _add_text(args)
+
+    @classmethod
+    def data_needs(cls, args: argparse.Namespace, part: str) -> DataNeeds:
+        """Labelled utterances; for entropy all of them, without labels."""
+        labelled = emotion_needs(args)
+        if args.merge_conf["objective"] != objectives.ENTROPY:
+            return labelled
+        dump = args.valid_dump
+        if part == "valid" and dump is not None and (Path(dump) / labelled.shape).exists():
+            return labelled  # for the metrics; the loss, which chooses epochs, uses no label
+        return DataNeeds("all_shape", {})
+
+    @classmethod
+    def optional_data_names(cls, train: bool = True, inference: bool = False) -> tuple[str, ...]:
+        """Which of them an objective needs is checked by `prepare`."""
+        return ("emotion", "text")
+
+    @classmethod
+    def build_preprocess_fn(cls, args: argparse.Namespace, train: bool) -> Preprocess:
+        """The tokens are the ASR expert's."""
+        labels = require_labels(args)
+        with_text = args.merge_conf["objective"] == objectives.SUPERVISED_CTC
+        return Preprocess(tokens=args.asr_expert if with_text else None, labels=labels)
 
     @classmethod
     def input_files(cls, args: argparse.Namespace) -> dict[str, Path]:
-        """Also the task vectors and the head to start from."""
+        """Also the task vectors and the experts to start or learn from."""
         files = super().input_files(args)
-        for task in args.merge_conf["tasks"]:
+        config = MergeConfig.from_dict(args.merge_conf)
+        for task in config.tasks:
             files[f"the task vector {task}"] = _vector_file(args, task)
-        if args.merge_conf["head_init"] == "ser_expert":
-            files["the emotion expert"] = _expert_file(args)
+        if _needs_expert(config, "ser"):
+            files["the emotion expert"] = expert_file(args, "ser")
+        if _needs_expert(config, "asr"):
+            files["the recognition expert"] = expert_file(args, "asr")
         if args.merge_config is not None:
             files["the merge configuration file"] = Path(args.merge_config)
         return files
@@ -94,22 +140,52 @@ class MergeTask(SERTask):
         return hashes
 
     @classmethod
+    def main(cls, args: argparse.Namespace | None = None, cmd: Sequence[str] | None = None) -> None:
+        """Train; a grid's values one after another."""
+        train = super().main
+        if getattr(args, "merge_conf", {}).get("grid") is None:
+            train(args, cmd)
+        else:
+            train_grid(args, train)
+
+    @classmethod
+    def trained_folder(cls, args: argparse.Namespace) -> Path:
+        """That of the chosen value of a grid."""
+        folder = Path(args.output_dir)
+        if args.merge_conf["grid"] is None:
+            return folder
+        return folder / chosen_value(folder)["folder"]
+
+    @classmethod
     def build_model(cls, args: argparse.Namespace) -> MergeModel:
-        """Build merged encoder, head and loss."""
+        """Build merged encoder, head, loss and teachers."""
         labels = require_labels(args)
         base = load_encoder(args.base)
         config = MergeConfig.from_dict(args.merge_conf)
+        if config.grid is not None:
+            value = chosen_value(Path(args.output_dir))["init"]
+            config = MergeConfig.from_dict({**args.merge_conf, "init": value, "grid": None})
         encoder = MergedEncoder(
             base,
-            _load_vectors(args),
+            prepared(config, _load_vectors(args)),
             config.coefficients(base),
             encoder_dropout=config.encoder_dropout,
         )
         head = build_emotion_head(args, base, labels)
         if config.head_init == "ser_expert":
             _init_head(args, head, labels.labels)
-        loss = build_loss(args.loss, class_counts(args, labels), gamma=args.focal_gamma)
-        return MergeModel(encoder, head, loss, len(labels), augmentation(args))
+        head.requires_grad_(config.train_head)
+        loss = None
+        if config.objective != objectives.ENTROPY:
+            loss = build_loss(args.loss, class_counts(args, labels), gamma=args.focal_gamma)
+        objective = Objective(
+            config.objective,
+            config.ctc_weight,
+            config.distill_weights,
+            config.distill_on,
+            load_teachers(args, config),
+        )
+        return MergeModel(encoder, head, loss, len(labels), augmentation(args), objective)
 
     @classmethod
     def export(
@@ -117,8 +193,11 @@ class MergeTask(SERTask):
     ) -> list[Path]:
         """Write ``coefficients.json``, ``head.safetensors`` and ``merge.json``."""
         folder = Path(args.output_dir)
+        trained = cls.trained_folder(args)
         coefficients = model.encoder.coefficients
-        history = read_json(folder / HISTORY)
+        history = read_json(trained / HISTORY)
+        if trained != folder:
+            write_json(folder / "history.json", read_json(trained / "history.json"))
         write_tensors(folder / HEAD, model.head.state_dict())
         write_json(
             folder / "coefficients.json",
@@ -134,38 +213,114 @@ class MergeTask(SERTask):
         return [folder / name for name in ("coefficients.json", HEAD, "merge.json")]
 
 
+def _check_places(args: argparse.Namespace, config: MergeConfig) -> None:
+    """Refuse missing folders, and data options that contradict ``learn_on``."""
+    if config.tasks and args.task_vectors is None:
+        raise UserError("--task_vectors is missing: give the folder of stage `task_vectors`")
+    for task, reader in (("ser", "emotion"), ("asr", "recognition")):
+        if _needs_expert(config, task) and getattr(args, f"{task}_expert") is None:
+            why = "head_init: ser_expert" if config.head_init == "ser_expert" else ""
+            why = f"objective: {config.objective}" if task in config.teachers else why
+            raise UserError(f"{why} needs --{task}_expert, the folder of the {reader} expert")
+    if config.learn_on == TRAIN:
+        return
+    option = "valid_dump" if config.learn_on == HELD_OUT else "adapt_dump"
+    if getattr(args, option) is None:
+        raise UserError(f"learn_on {config.learn_on} needs --{option}")
+    for given in ("train_data_path_and_name_and_type", "train_shape_file"):
+        if getattr(args, given):
+            raise UserError(f"learn_on {config.learn_on} reads --{option}: leave out --{given}")
+
+
+def _needs_expert(config: MergeConfig, task: str) -> bool:
+    return task in config.teachers or (task == "ser" and config.head_init == "ser_expert")
+
+
+def _hold_out(args: argparse.Namespace, config: MergeConfig) -> None:
+    """Divide the validation speakers, in place."""
+    shapes = held_out.split_shapes(
+        Path(args.valid_dump),
+        Path(args.train_shape_file[0]),
+        Path(args.valid_shape_file[0]),
+        config.held_out_seed,
+        Path(args.output_dir) / held_out.FOLDER,
+    )
+    for part in PARTS:
+        setattr(args, f"{part}_shape_file", [str(shapes[part])])
+    if config.objective == objectives.ENTROPY:
+        return
+    labels = require_labels(args)
+    counts = [class_counts(args, labels, part) for part in PARTS]
+    for label, learn, choose in zip(labels.labels, *counts, strict=True):
+        if (learn == 0) != (choose == 0):
+            raise UserError(
+                f"learn_on held_out: {label!r} has {learn} utterances of the speakers to learn on "
+                f"and {choose} of those to choose epochs on: give another held_out_seed, a larger "
+                "validation set, or learn_on: train"
+            )
+
+
+def _add_text(args: argparse.Namespace) -> None:
+    """Add transcripts to what is read, in place; an empty one for those that lack it."""
+    for part in PARTS:
+        dump = getattr(args, f"{part}_dump")
+        if dump is None:
+            raise UserError(f"objective supervised_ctc reads transcripts: give --{part}_dump")
+        completed = held_out.complete_text(
+            require(Path(dump) / "text", "stage `audio`"),
+            Path(getattr(args, f"{part}_shape_file")[0]),
+            Path(args.output_dir) / held_out.FOLDER / f"{part}_text",
+        )
+        name = f"{part}_data_path_and_name_and_type"
+        setattr(args, name, [*getattr(args, name), (str(completed), "text", "text")])
+
+
 def _description(args: argparse.Namespace, selected: dict[str, Any]) -> dict[str, Any]:
     folder = Path(args.output_dir)
 
     def relative(path: str | Path | None) -> str | None:
         return None if path is None else os.path.relpath(path, folder)
 
-    tasks = args.merge_conf["tasks"]
-    return {
+    config = MergeConfig.from_dict(args.merge_conf)
+    vectors = _load_vectors(args)
+    described = {
         "kind": "merge",
-        "name": args.merge_conf["name"],
+        "name": config.name,
         "options": args.merge_conf,
         "labels": list(require_labels(args).labels),
         "head": emotion_head_options(args),
         "base": relative(args.base),
         "base_sha256": read_base_info(args.base)["sha256"],
-        "task_vectors": {task: relative(_vector_file(args, task)) for task in tasks},
+        "task_vectors": {task: relative(_vector_file(args, task)) for task in config.tasks},
         "expert_sha256": {
-            task: vector.metadata.get("expert_sha256", "")
-            for task, vector in _load_vectors(args).items()
+            task: vector.metadata.get("expert_sha256", "") for task, vector in vectors.items()
         },
+        "protocol": _protocol(args, config),
         "feats_type": args.feats_type,
         "seed": args.seed,
         "selected": selected,
     }
+    if config.changes_vectors:
+        made = prepared(config, vectors)
+        described["checksums"] = {name: checksum(vector) for name, vector in made.items()}
+    if config.grid is not None:
+        described["grid"] = read_grid(folder)
+    return described
+
+
+def _protocol(args: argparse.Namespace, config: MergeConfig) -> dict[str, Any]:
+    """What was learned on and what chose the epoch."""
+    protocol = {"learn_on": config.learn_on, "means": _PROTOCOLS[config.learn_on]}
+    if config.objective == objectives.ENTROPY:
+        protocol["labels"] = "none: entropy of the predictions, in the choice of epochs too"
+    if config.learn_on == HELD_OUT:
+        shapes = (Path(getattr(args, f"{part}_shape_file")[0]) for part in PARTS)
+        protocol |= held_out.describe(Path(args.valid_dump), *shapes)
+    return protocol
 
 
 def _vector_file(args: argparse.Namespace, task: str) -> Path:
     return require(Path(args.task_vectors) / f"{task}.safetensors", "stage `task_vectors`")
-
-
-def _expert_file(args: argparse.Namespace) -> Path:
-    return require(Path(args.ser_expert) / "expert.json", "stage `ser_expert`")
 
 
 def _load_vectors(args: argparse.Namespace) -> dict[str, TaskVector]:
@@ -196,7 +351,7 @@ def _load_vectors(args: argparse.Namespace) -> dict[str, TaskVector]:
 
 
 def _init_head(args: argparse.Namespace, head: EmotionHead, labels: tuple[str, ...]) -> None:
-    described = read_json(_expert_file(args))
+    described = read_json(expert_file(args, "ser"))
     check_same_labels(labels, described["labels"], f"--labels and {args.ser_expert}")
     path = require(Path(args.ser_expert) / HEAD, "stage `ser_expert`")
     try:

@@ -108,3 +108,28 @@ class UnitMetric(CountMetric):
         """Return the accuracy."""
         right, frames = self.counts.tolist()
         return {"acc": right / frames} if frames else {}
+
+
+class Metrics(CountMetric):
+    """Several metrics of one validation, e.g. of emotions and of transcripts.
+
+    Args:
+        parts: Their names must differ.
+    """
+
+    def __init__(self, *parts: CountMetric) -> None:
+        self.parts = parts
+
+    def reset(self) -> None:
+        """Forget everything."""
+        for part in self.parts:
+            part.reset()
+
+    def all_reduce(self, device: str | torch.device = "cpu") -> None:
+        """Add up the counts of all processes."""
+        for part in self.parts:
+            part.all_reduce(device)
+
+    def compute(self) -> dict[str, float]:
+        """Return the metrics of all parts."""
+        return {name: value for part in self.parts for name, value in part.compute().items()}

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from espnet_adaltm.models.losses import build_loss
-from espnet_adaltm.training.data import DataNeeds
+from espnet_adaltm.training.data import PARTS, DataNeeds
 from espnet_adaltm.training.espnet_models import EmotionModel
 from espnet_adaltm.training.export import write_expert
 from espnet_adaltm.training.task import (
@@ -40,7 +40,7 @@ class SERTask(AdaltmTask):
         add_emotion_arguments(group)
 
     @classmethod
-    def data_needs(cls, args: argparse.Namespace) -> DataNeeds:
+    def data_needs(cls, args: argparse.Namespace, part: str) -> DataNeeds:
         """Labelled utterances."""
         return emotion_needs(args)
 
@@ -49,8 +49,9 @@ class SERTask(AdaltmTask):
         """Also refuse to start without labels, or with emotions outside them."""
         labels = require_labels(args)
         super().prepare(args)
-        for part in ("train", "valid"):
-            class_counts(args, labels, part)
+        for part in PARTS:
+            if "emotion" in cls.data_needs(args, part).targets:
+                class_counts(args, labels, part)
 
     @classmethod
     def input_files(cls, args: argparse.Namespace) -> dict[str, Path]:

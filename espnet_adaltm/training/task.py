@@ -27,6 +27,7 @@ from espnet_adaltm.models.losses import LOSSES
 from espnet_adaltm.models.pooling import POOLINGS
 from espnet_adaltm.training.data import (
     FEATS_TYPES,
+    PARTS,
     DataNeeds,
     SpeechReader,
     data_files,
@@ -112,11 +113,11 @@ class AdaltmTask(AbsTask):
         """
         if args.feats_type == "extracted" and args.noise_prob > 0:
             raise UserError("--noise_prob needs waveforms: use --feats_type raw, or set it to 0")
-        fill_data_options(args, cls.data_needs(args))
+        fill_data_options(args, {part: cls.data_needs(args, part) for part in PARTS})
 
     @classmethod
-    def data_needs(cls, args: argparse.Namespace) -> DataNeeds:
-        """What is read from a dump folder under these options."""
+    def data_needs(cls, args: argparse.Namespace, part: str) -> DataNeeds:
+        """What is read from the dump folder of ``part`` (train, valid) under these options."""
         return cls.needs
 
     @classmethod
@@ -134,6 +135,11 @@ class AdaltmTask(AbsTask):
         if args.base is not None:
             hashes[_BASE] = read_base_info(args.base)["sha256"]
         return hashes
+
+    @classmethod
+    def trained_folder(cls, args: argparse.Namespace) -> Path:
+        """Where the checkpoints of a finished training lie."""
+        return Path(args.output_dir)
 
     @classmethod
     @abstractmethod

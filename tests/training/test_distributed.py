@@ -68,6 +68,36 @@ def test_two_ranks_equal_one(corpus, tmp_path, task):
     assert (tmp_path / "two/finished.json").exists()
 
 
+def test_two_ranks_equal_one_with_words_and_teachers(corpus, experts, tmp_path):
+    for objective in ("supervised_ctc", "supervised_distill"):
+        row = tmp_path / f"{objective}.yaml"
+        row.write_text(f"objective: {objective}")
+        changes = {
+            "max_epoch": 1,
+            "batch_type": "sorted",
+            "batch_size": 12,
+            "head_conf": "{hidden: 16, dropout: 0.0}",
+            "coef_lr": 0.02,
+            "merge_config": row,
+            "task_vectors": experts / "task_vectors",
+            "asr_expert": experts / "asr",
+            "ser_expert": experts / "ser",
+        }
+        folders = {name: tmp_path / objective / name for name in ("one", "two")}
+        argv = {n: options(corpus, path, "merge", **changes) for n, path in folders.items()}
+        run_ranks("merge", argv["two"], tmp_path / objective)
+        train("merge", argv["one"])
+        one, two = (stats(path)[1]["valid"] for path in folders.values())
+        assert one.keys() == two.keys()
+        for name, value in one.items():
+            if name not in ("time", "total_count"):
+                close = 2e-5 if name.startswith("loss") else 1e-12
+                assert two[name] == pytest.approx(value, abs=close, rel=1e-5), name
+        one, two = (weights(path, "1epoch.pth") for path in folders.values())
+        for name in one:
+            torch.testing.assert_close(one[name], two[name], atol=1e-5, rtol=1e-4, msg=name)
+
+
 def without_dropout(corpus, tmp_path):
     """The base with its dropout off: ranks draw the same numbers for other utterances."""
     import json

@@ -6,7 +6,12 @@ import pytest
 import torch
 from sklearn.metrics import accuracy_score, f1_score, recall_score
 
-from espnet_adaltm.training.metrics import ClassificationMetric, TranscriptMetric, UnitMetric
+from espnet_adaltm.training.metrics import (
+    ClassificationMetric,
+    Metrics,
+    TranscriptMetric,
+    UnitMetric,
+)
 
 
 def sample(seed, size=101, classes=4):
@@ -75,3 +80,15 @@ def test_unit_accuracy_weights_batches_by_frames():
     assert metric.compute() == {"acc": 0.09}
     metric.reset()
     assert metric.compute() == {}
+
+
+def test_several_metrics_are_counted_and_forgotten_together():
+    emotions, words = ClassificationMetric(2), TranscriptMetric()
+    both = Metrics(emotions, words)
+    emotions.update(torch.tensor([0, 1]), torch.tensor([0, 0]))
+    words.update(["a b"], ["a c"])
+    assert both.compute() == {**emotions.compute(), **words.compute()}
+    assert both.compute()["wer"] == 0.5
+    assert both.compute()["acc"] == 0.5
+    both.reset()
+    assert both.compute() == {}

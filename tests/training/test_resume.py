@@ -53,8 +53,8 @@ def interrupted(task, argv, where):
 
     places = {
         # 4 training and 2 validation batches in an epoch
-        "mid-epoch": lambda: die_on_call(espnet_models.EmotionModel, "forward", 9),
-        "validation": lambda: die_on_call(espnet_models.EmotionModel, "forward", 6),
+        "mid-epoch": lambda: die_on_call(espnet_models.AdaltmModel, "encode", 9),
+        "validation": lambda: die_on_call(espnet_models.AdaltmModel, "encode", 6),
         "writing weights": lambda: die_on_call(torch, "save", 1, write_half),
         "writing checkpoint": lambda: die_on_call(torch, "save", 2, write_half),
         "between renames": lambda: die_on_call(Path, "replace", 2),

@@ -178,6 +178,17 @@ def test_validation_metrics_equal_sklearn(corpus, tmp_path):
     assert measured["uar"] == pytest.approx(recall_score(truth, predicted, **kind), abs=1e-12)
 
 
+def test_data_given_by_hand_must_have_what_the_task_reads(corpus, tmp_path):
+    by_hand = {
+        "train_dump": None,
+        "train_data_path_and_name_and_type": f"{corpus}/dump/train/wav.scp,speech,kaldi_ark",
+        "train_shape_file": corpus / "dump/train/ser_shape",
+    }
+    for task in ("ser", "merge"):
+        with pytest.raises(UserError, match="--train_data_path_and_name_and_type has no 'emotion'"):
+            train(task, options(corpus, tmp_path, task, **by_hand))
+
+
 def test_stored_features_give_the_numbers_of_waveforms(corpus, tmp_path):
     encoder = load_encoder(corpus / "base")
     for name in ("train", "dev"):

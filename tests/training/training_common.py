@@ -59,11 +59,12 @@ def make_set(root: Path, name: str, count: int, seed: int) -> None:
     dump, units = root / "dump" / name, root / "units" / name
     dump.mkdir(parents=True)
     units.mkdir(parents=True)
-    audio, frames, text, emotions = {}, {}, {}, {}
+    audio, frames, text, emotions, speakers = {}, {}, {}, {}, {}
     for index in range(count):
         utt = f"{name}-{index:03d}"
         text[utt] = "".join(rng.choice(list(LETTERS), size=int(rng.integers(2, 5))))
         emotions[utt] = EMOTIONS[index % len(EMOTIONS)]
+        speakers[utt] = f"{name}-s{index // len(EMOTIONS)}"  # one utterance per emotion
         audio[utt], frames[utt] = utterance(text[utt], emotions[utt], rng)
     kaldiio.save_ark(
         str(dump / "data.ark"),
@@ -75,6 +76,7 @@ def make_set(root: Path, name: str, count: int, seed: int) -> None:
     kaldiio.save_ark(str(units / "units.ark"), frames, scp=str(units / "units.scp"))
     write_scp(dump / "text", text)
     write_scp(dump / "utt2emo", emotions)
+    write_scp(dump / "utt2spk", speakers)
     for kind in ("all", "asr", "ser"):
         write_scp(dump / f"{kind}_shape", {utt: len(wave) for utt, wave in audio.items()})
 
@@ -108,6 +110,18 @@ def make_vectors(folder: Path, base: SpeechEncoder, sha256: str) -> None:
             state, moved, base_sha256=sha256, expert_sha256=f"{task} expert"
         )
         vector.save(folder / f"{task}.safetensors")
+
+
+def make_experts(root: Path, out: Path) -> Path:
+    """Train an expert of each kind, and subtract the base."""
+    for task in ("asr", "ser"):
+        changes = {"max_epoch": 12, "encoder_lr": 0.003, "head_lr": 0.01}
+        train(task, options(root, out / task, task, **changes))
+        base = json.loads((root / "base/base.json").read_text())["sha256"]
+        weights = out / task / "expert.safetensors"
+        vector = TaskVector.from_checkpoints(root / "base", weights, base_sha256=base)
+        vector.save(out / "task_vectors" / f"{task}.safetensors")
+    return out
 
 
 def options(root: Path, out: Path, task: str, **changes: object) -> list[str]:

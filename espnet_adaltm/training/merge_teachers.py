@@ -1,0 +1,84 @@
+"""Experts as teachers of a merge: frozen, read from their folders, in no checkpoint."""
+
+import argparse
+import json
+from pathlib import Path
+
+from safetensors import safe_open
+
+from espnet_adaltm.data.labels import check_same_labels
+from espnet_adaltm.decoding.systems import (
+    WEIGHTS,
+    front_end_moved,
+    load_system,
+    read_description,
+)
+from espnet_adaltm.errors import UserError
+from espnet_adaltm.files import require, sha256_file
+from espnet_adaltm.merging.config import MergeConfig
+from espnet_adaltm.merging.objectives import SUPERVISED_DISTILL
+from espnet_adaltm.merging.task_vector import FORMAT
+from espnet_adaltm.training.merge_model import Teacher
+from espnet_adaltm.training.task import require_labels
+
+
+def expert_file(args: argparse.Namespace, task: str) -> Path:
+    """Description of an expert."""
+    return require(Path(getattr(args, f"{task}_expert")) / "expert.json", f"stage `{task}_expert`")
+
+
+def check_teachers(args: argparse.Namespace, config: MergeConfig) -> None:
+    """Refuse experts that the merge cannot learn from, before anything large is loaded.
+
+    Raises:
+        UserError: An expert of another kind or list of labels, or another one than that whose
+            vector is merged.
+    """
+    for task in config.teachers:
+        folder = expert_file(args, task).parent
+        info = read_description(folder)
+        if info["kind"] != task:
+            raise UserError(f"--{task}_expert: {folder} is of kind {info['kind']!r}, not {task}")
+        if task == "ser":
+            check_same_labels(require_labels(args), info["labels"], f"--labels and {folder}")
+        if task in config.tasks:
+            _check_same_expert(args, folder, task)
+
+
+def load_teachers(args: argparse.Namespace, config: MergeConfig) -> dict[str, Teacher]:
+    """Load the experts that the objective learns from.
+
+    Args:
+        args: With the folders of the base and of the experts; checked by `check_teachers`.
+        config: The merge.
+
+    Raises:
+        UserError: Missing or damaged, of another base, or not usable on stored features.
+    """
+    return {task: _load(args, config, task) for task in config.teachers}
+
+
+def _load(args: argparse.Namespace, config: MergeConfig, task: str) -> Teacher:
+    folder = expert_file(args, task).parent
+    system = load_system(folder, base=args.base)
+    head = system.ctc_head if task == "asr" else system.emotion_head
+    if config.objective != SUPERVISED_DISTILL:
+        return Teacher(head, tokenizer=system.tokenizer)
+    moved = front_end_moved(system.encoder, args.base) if args.feats_type == "extracted" else None
+    if moved is not None:
+        raise UserError(
+            f"{folder} changed the CNN front end ({moved!r}), which stored features bypass: use "
+            "--feats_type raw"
+        )
+    return Teacher(head, system.encoder, system.tokenizer)
+
+
+def _check_same_expert(args: argparse.Namespace, folder: Path, task: str) -> None:
+    vector = Path(args.task_vectors) / f"{task}.safetensors"
+    with safe_open(vector, framework="pt") as file:  # the header alone: a vector has gigabytes
+        merged = json.loads((file.metadata() or {}).get(FORMAT, "{}")).get("expert_sha256")
+    if merged and merged != sha256_file(require(folder / WEIGHTS, f"stage `{task}_expert`")):
+        raise UserError(
+            f"--{task}_expert: {folder / WEIGHTS} is not the expert that {vector} was made of: "
+            "give that one, or make the task vectors again"
+        )
