@@ -48,7 +48,14 @@ def get_parser() -> argparse.ArgumentParser:
         "--base", type=Path, help="base encoder's folder, for its base.json and its training"
     )
     parser.add_argument(
-        "--task_vectors", type=Path, help="folder with similarity.json, for its picture"
+        "--task_vectors",
+        type=Path,
+        nargs="+",
+        default=[],
+        help="folders with similarity.json, for the picture of their mean",
+    )
+    parser.add_argument(
+        "--connectivity", type=Path, help="connectivity.json of bin/connectivity.py, for a picture"
     )
     parser.add_argument(
         "--plots", choices=("true", "false"), default="true", help="draw pictures or not"
@@ -67,7 +74,15 @@ def _main(args: argparse.Namespace) -> None:
     pictures = {}
     if args.plots == "true":
         folder = args.out_dir / "plots"
-        pictures = draw_all(folder, systems, scores, labels.labels, args.task_vectors, args.base)
+        pictures = draw_all(
+            folder,
+            systems,
+            scores,
+            labels.labels,
+            args.task_vectors,
+            args.base,
+            args.connectivity,
+        )
     commands = [without_places(command) for command in args.command]
     story = Story(args.recipe, commands, args.note, _base_facts(args.base))
     document = results_document(

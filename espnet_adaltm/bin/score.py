@@ -72,12 +72,16 @@ def _main(args: argparse.Namespace) -> None:
     write_json(args.out, results)
     for name, scores in results["sets"].items():
         print(f"{args.system} on {name}: {_summary(scores)}")
+    if "held_out_speakers" in results:
+        scores = {"speaker": results["held_out_speakers"]}
+        print(f"{args.system} on what it put aside: {_summary(scores)}")
 
 
 def _summary(scores: dict) -> str:
     parts = []
-    for part, shown in (("emotion", ("macro_f1", "uar", "wa")), ("asr", ("wer",))):
-        for metric in shown if part in scores else ():
+    shown_of = {"emotion": ("macro_f1", "uar", "wa"), "asr": ("wer",), "speaker": ("spk_acc",)}
+    for part, shown in shown_of.items():
+        for metric in shown if "metrics" in scores.get(part, {}) else ():
             value = scores[part]["metrics"][metric]
             low, high = 100 * value["low"], 100 * value["high"]
             parts.append(f"{metric} {100 * value['value']:.1f} [{low:.1f}, {high:.1f}]")

@@ -1,26 +1,30 @@
 """Batched inference over a prepared data set, the same numbers whatever the batch size."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import json
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from espnet_adaltm.backbone.arks import SAMPLE_RATE, Waveforms
 from espnet_adaltm.backbone.features import make_batches
 from espnet_adaltm.data.labels import Labels
 from espnet_adaltm.data.tokens import MODEL_FILE, Tokenizer
-from espnet_adaltm.decoding.systems import SpeechSystem
+from espnet_adaltm.decoding.systems import Output
 from espnet_adaltm.errors import UserError
 from espnet_adaltm.files import Pathlike, atomic_open, require
 from espnet_adaltm.kaldi import read_scp, write_scp
 from espnet_adaltm.progress import progress
 
-OUTPUTS = ("utt2prob", "utt2emo", "text")
+OUTPUTS = ("utt2prob", "utt2emo", "text", "utt2spk_hyp")
+# Everything said about an utterance on one line, where speakers are recognised as well.
+TOGETHER = "utt2all.jsonl"
 _LOADERS = 2
 
 Array = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
@@ -39,6 +43,26 @@ class Inputs:
     lengths: Mapping[str, int]
     load: Callable[[str], Array]
     per_second: float
+
+    def only(self, utterances: Collection[str], where: str) -> "Inputs":
+        """The same with some of the utterances, in the same order.
+
+        Args:
+            utterances: Which; at least one.
+            where: What names them, for the error.
+
+        Raises:
+            UserError: One of them is not in the set, or there is none.
+        """
+        unknown = [utt for utt in utterances if utt not in self.lengths]
+        if unknown or not utterances:
+            raise UserError(
+                f"{where} names {unknown[0] if unknown else 'no utterance'!r}"
+                f"{', which the set lacks' if unknown else ''}: give utterances of the set"
+            )
+        chosen = set(utterances)
+        lengths = {utt: length for utt, length in self.lengths.items() if utt in chosen}
+        return Inputs(lengths, self.load, self.per_second)
 
 
 def raw_inputs(dump: Pathlike) -> Inputs:
@@ -121,10 +145,11 @@ class Decoded:
 
     probabilities: dict[str, list[float]]
     texts: dict[str, str]
+    speakers: dict[str, str] = field(default_factory=dict)
 
 
 def decode(
-    system: SpeechSystem,
+    system: nn.Module,
     inputs: Inputs,
     *,
     batch_seconds: float = 40.0,
@@ -133,7 +158,7 @@ def decode(
     """Run ``system`` over all utterances.
 
     Args:
-        system: The loaded system.
+        system: What `load_system` loaded: called with a padded batch, it returns an `Output`.
         inputs: What to read.
         batch_seconds: Largest padded duration of a batch; it changes speed and memory only.
         device: Where to compute.
@@ -144,34 +169,38 @@ def decode(
     device = torch.device(device)
     system = system.to(device)
     batches = make_batches(inputs.lengths, int(batch_seconds * inputs.per_second))
-    probabilities: dict[str, list[float]] = {}
-    texts: dict[str, str] = {}
+    found: dict[str, tuple[list[float] | None, str | None, str | None]] = {}
     results = _run(system, inputs, batches, device)
-    for utt, row, text in progress(results, "decode", total=len(inputs.lengths)):
-        if row is not None:
-            probabilities[utt] = row
-        if text is not None:
-            texts[utt] = text
-    return Decoded(_ordered(probabilities, inputs), _ordered(texts, inputs))
-
-
-def _ordered(found: Mapping[str, object], inputs: Inputs) -> dict:
-    return {utt: found[utt] for utt in inputs.lengths} if found else {}
+    for utt, *said in progress(results, "decode", total=len(inputs.lengths)):
+        found[utt] = tuple(said)
+    parts = [
+        {utt: found[utt][part] for utt in inputs.lengths if found[utt][part] is not None}
+        for part in range(3)
+    ]
+    return Decoded(*parts)
 
 
 def _run(
-    system: SpeechSystem, inputs: Inputs, batches: Sequence[list[str]], device: torch.device
-) -> Iterator[tuple[str, list[float] | None, str | None]]:
+    system: nn.Module, inputs: Inputs, batches: Sequence[list[str]], device: torch.device
+) -> Iterator[tuple[str, list[float] | None, str | None, str | None]]:
     for batch, arrays in _prefetch(inputs, batches):
         output = system(*pad(arrays, device))
         for index, utt in enumerate(batch):
-            row = None if output.probabilities is None else output.probabilities[index].tolist()
-            if row is not None and not np.isfinite(row).all():
-                raise UserError(
-                    f"utterance {utt!r}: the emotion probabilities are not finite: the training "
-                    "diverged, or the audio is damaged"
-                )
-            yield utt, row, None if output.texts is None else output.texts[index]
+            yield utt, *_said(output, index, utt)
+
+
+def _said(
+    output: Output, index: int, utt: str
+) -> tuple[list[float] | None, str | None, str | None]:
+    """Probabilities, transcript and speaker of one utterance of a batch."""
+    row = None if output.probabilities is None else output.probabilities[index].tolist()
+    if row is not None and not np.isfinite(row).all():
+        raise UserError(
+            f"utterance {utt!r}: the emotion probabilities are not finite: the training "
+            "diverged, or the audio is damaged"
+        )
+    text = None if output.texts is None else output.texts[index]
+    return row, text, None if output.speakers is None else output.speakers[index]
 
 
 def _prefetch(
@@ -198,11 +227,11 @@ def _prefetch(
 def write_outputs(
     folder: Pathlike, decoded: Decoded, labels: Labels, tokenizer: Tokenizer | None = None
 ) -> list[Path]:
-    """Write ``utt2prob``, ``utt2emo`` and ``text``, whichever there are, each atomically.
+    """Write ``utt2prob``, ``utt2emo``, ``text``, ``utt2spk_hyp``, whichever there are, atomically.
 
-    Beside ``text`` lies the ``tokens.model`` that wrote it: a system that folds case must not be
-    scored against references that don't. What an earlier run left and this one doesn't make is
-    removed.
+    With speakers, ``utt2all.jsonl`` has all that is said of an utterance on one line. Beside
+    ``text`` lies the ``tokens.model`` that wrote it: a system that folds case must not be scored
+    against references that don't. What an earlier run left and this one doesn't make is removed.
 
     Args:
         folder: ``<system>/decode/<set>``.
@@ -217,6 +246,7 @@ def write_outputs(
         "utt2prob": {utt: " ".join(f"{p:.6f}" for p in row) for utt, row in rows.items()},
         "utt2emo": {utt: names[int(np.argmax(row))] for utt, row in rows.items()},
         "text": decoded.texts,
+        "utt2spk_hyp": decoded.speakers,
     }
     written = []
     if decoded.texts and tokenizer is not None:
@@ -231,4 +261,23 @@ def write_outputs(
             written.append(folder / name)
         else:
             (folder / name).unlink(missing_ok=True)
+    if decoded.speakers:
+        with atomic_open(folder / TOGETHER) as handle:
+            for utt in decoded.speakers:
+                handle.write(json.dumps(_together(utt, decoded, names), ensure_ascii=False) + "\n")
+        written.append(folder / TOGETHER)
+    else:
+        (folder / TOGETHER).unlink(missing_ok=True)
     return written
+
+
+def _together(utt: str, decoded: Decoded, names: Sequence[str]) -> dict[str, Any]:
+    """What is said about one utterance; without what the system does not know."""
+    result: dict[str, Any] = {"utt": utt}
+    if utt in decoded.probabilities:
+        row = decoded.probabilities[utt]
+        result["emotion"] = names[int(np.argmax(row))]
+        result["probabilities"] = {name: round(p, 6) for name, p in zip(names, row, strict=True)}
+    if utt in decoded.texts:
+        result["text"] = decoded.texts[utt]
+    return {**result, "speaker": decoded.speakers[utt]}

@@ -1,10 +1,11 @@
 """What training left in a folder, as one module that turns speech into emotions and words.
 
-Its description tells the kind: ``expert.json`` (``asr`` or ``ser``) or ``merge.json``. A merged
-encoder is baked: base + coefficients x task vectors becomes one set of plain weights.
+Its description tells the kind: ``expert.json`` (``asr`` or ``ser``), ``merge.json`` or
+``baseline.json`` (see `decoding.baselines`). A merged encoder is baked: base + coefficients x task
+vectors becomes one set of plain weights.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,15 +18,18 @@ from torch import Tensor, nn
 from espnet_adaltm.backbone.encoder import SpeechEncoder
 from espnet_adaltm.backbone.loading import load_encoder, read_base_info
 from espnet_adaltm.data.tokens import Tokenizer
+from espnet_adaltm.decoding import baselines
 from espnet_adaltm.errors import UserError
 from espnet_adaltm.files import Pathlike, read_json, require, sha256_file
 from espnet_adaltm.merging.coefficients import Coefficients
+from espnet_adaltm.merging.config import MergeConfig
 from espnet_adaltm.merging.merged import MergedEncoder
+from espnet_adaltm.merging.prepared import check_rebuilt, prepared
 from espnet_adaltm.merging.task_vector import TaskVector
 from espnet_adaltm.models.ctc import CTCHead
 from espnet_adaltm.models.emotion import EmotionHead
 
-EXPERT, MERGE = "expert.json", "merge.json"
+EXPERT, MERGE, BASELINE = "expert.json", "merge.json", baselines.DESCRIPTION
 WEIGHTS, HEAD = "expert.safetensors", "head.safetensors"
 _CNN = "feature_extractor."
 
@@ -37,10 +41,12 @@ class Output:
     Attributes:
         probabilities: Emotion probabilities [B, C] on the CPU, or None.
         texts: B transcripts, or None.
+        speakers: B names of speakers of the training, or None.
     """
 
     probabilities: Tensor | None
     texts: list[str] | None
+    speakers: list[str] | None = None
 
 
 class SpeechSystem(nn.Module):
@@ -98,20 +104,25 @@ def load_system(
     base: Pathlike | None = None,
     asr_expert: Pathlike | None = None,
     tokens: Pathlike | None = None,
-) -> SpeechSystem:
-    """Load an expert or a merge.
+) -> SpeechSystem | nn.Module:
+    """Load an expert, a merge or a baseline.
 
     Args:
-        folder: With ``expert.json`` or ``merge.json``.
+        folder: With ``expert.json``, ``merge.json`` or ``baseline.json``.
         base: The base encoder's folder; a merge names its own unless given.
         asr_expert: Lends its CTC head to a merged encoder, which then also transcribes.
         tokens: Folder or model of the tokens; the ASR expert's own unless given.
+
+    Returns:
+        An expert or a merge as `SpeechSystem`; a baseline as its kind makes it.
 
     Raises:
         UserError: Something is missing, damaged, or belongs to another base, expert or label list.
     """
     folder = Path(folder)
     info = read_description(folder)
+    if is_baseline(folder):
+        return baselines.load(folder, info, base=None if base is None else Path(base))
     encoder_folder = base_folder(folder, base)
     check_base(folder, info, encoder_folder)
     encoder = load_encoder(encoder_folder)
@@ -125,19 +136,31 @@ def load_system(
     return SpeechSystem(encoder, **_emotion(encoder, folder, info))
 
 
+def is_baseline(folder: Path) -> bool:
+    """Whether ``folder`` holds a trained baseline."""
+    return (folder / BASELINE).exists()
+
+
 def read_description(folder: Path) -> dict[str, Any]:
-    """Read ``expert.json`` or ``merge.json``; the result has a ``kind`` asr, ser or merge.
+    """Read ``expert.json``, ``merge.json`` or ``baseline.json``.
+
+    Returns:
+        Its entries; ``kind`` is asr, ser, merge, or a kind of `decoding.baselines`.
 
     Raises:
-        UserError: Neither is there, or it lacks an entry.
+        UserError: There is none of them or several, or it lacks an entry.
     """
-    found = [name for name in (EXPERT, MERGE) if (folder / name).exists()]
+    found = [name for name in (EXPERT, MERGE, BASELINE) if (folder / name).exists()]
     if len(found) != 1:
         raise UserError(
-            f"{folder} must hold either {EXPERT} or {MERGE}, found "
-            f"{' and '.join(found) or 'neither'}: run its training to the end"
+            f"{folder} must hold one of {EXPERT}, {MERGE} and {BASELINE}, found "
+            f"{' and '.join(found) or 'none'}: run its training to the end"
         )
     path = folder / found[0]
+    if found[0] == BASELINE:
+        info = read_json(path)
+        baselines.module_of(info.get("kind"), str(path))
+        return info
     info = {"kind": "merge"} | read_json(path) if found[0] == MERGE else read_json(path)
     needed = {"asr": ("tokens",), "ser": ("labels", "head")}
     needed["merge"] = ("labels", "head", "options", "task_vectors")
@@ -183,7 +206,7 @@ def bake_merge(encoder: SpeechEncoder, folder: Path, info: Mapping[str, Any]) ->
     table = read_json(path)
     if not table["tasks"]:
         return
-    vectors = {task: _load_vector(folder, info, task) for task in table["tasks"]}
+    vectors = merge_vectors_of(folder, info, table["tasks"])
     coefficients = Coefficients(
         table["tasks"], table["groups"], info["options"]["granularity"], trainable=False
     )
@@ -195,6 +218,27 @@ def bake_merge(encoder: SpeechEncoder, folder: Path, info: Mapping[str, Any]) ->
         )
     coefficients.raw.data.copy_(final)
     encoder.load_encoder_state(MergedEncoder(encoder, vectors, coefficients).bake())
+
+
+def merge_vectors_of(
+    folder: Path, info: Mapping[str, Any], names: Sequence[str]
+) -> dict[str, TaskVector]:
+    """The vectors that a merge's coefficients are for, made as its training made them.
+
+    Args:
+        folder: Of the merge.
+        info: Its description.
+        names: What the coefficients are for.
+
+    Raises:
+        UserError: A task vector is missing, damaged, or not the one of the training.
+    """
+    config = MergeConfig.from_dict({"name": folder.name, **info["options"]}, str(folder / MERGE))
+    if not config.changes_vectors:
+        return {name: _load_vector(folder, info, name) for name in names}
+    vectors = prepared(config, {task: _load_vector(folder, info, task) for task in config.tasks})
+    check_rebuilt(vectors, info.get("checksums", {}), str(folder))
+    return vectors
 
 
 def _load_vector(folder: Path, info: Mapping[str, Any], task: str) -> TaskVector:

@@ -25,6 +25,7 @@ from espnet_adaltm.scoring.metrics import (
 )
 from espnet_adaltm.scoring.readers import Hypothesis, Reference, read_hypothesis
 from espnet_adaltm.scoring.results import Bootstrap, ceilings, channel_masks
+from espnet_adaltm.scoring.speakers import SPEAKER_METRICS, speaker_statistic
 from espnet_adaltm.scoring.statistics import (
     Comparison,
     Seeds,
@@ -148,11 +149,27 @@ def score_set(
     }
     seeds = _by_view(emotions, reference, list(reference.emotions), options)
     seeds |= _by_view(transcripts, reference, list(reference.texts), options)
+    seeds |= _speakers(outputs, reference, options)
     masks = channel_masks(reference, list(reference.emotions))
     views = {ALL: len(truth)} | {name: int(mask.sum()) for name, mask in masks.items()}
     confusions = _confusions(outputs, truth, len(labels))
     errors = _errors(outputs)
     return SetScores(reference, views, seeds, confusions, errors, ceilings(reference))
+
+
+def _speakers(
+    outputs: Mapping[Run, Hypothesis], reference: Reference, options: Bootstrap
+) -> dict[tuple[str, str, str], Seeds]:
+    """Speaker accuracy; systems that know the same speakers share their resamples."""
+    groups: dict[tuple[str, ...], dict[Run, Statistic]] = {}
+    for run, output in outputs.items():
+        if output.speakers is not None and output.speakers.right:
+            statistic = speaker_statistic(output.speakers.rows)
+            groups.setdefault(tuple(output.speakers.right), {})[run] = statistic
+    found: dict[tuple[str, str, str], Seeds] = {}
+    for utterances, statistics in groups.items():
+        found |= _by_view(statistics, reference, list(utterances), options)
+    return found
 
 
 def _by_view(
@@ -321,7 +338,7 @@ def _system_json(scores: SetScores, system: System, options: Bootstrap) -> dict[
     for view in scores.views:
         metrics = {
             metric: seeds_json(values[system.name], options.level)
-            for metric in (*EMOTION_METRICS, *ERROR_METRICS)
+            for metric in (*EMOTION_METRICS, *ERROR_METRICS, *SPEAKER_METRICS)
             if system.name in (values := scores.get(metric, view))
         }
         if metrics:

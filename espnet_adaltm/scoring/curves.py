@@ -21,6 +21,7 @@ _RATES = {
     "acc": "accuracy",
     "wer": "WER",
     "cer": "CER",
+    "spk_acc": "speaker acc.",
 }
 _MOST_RATIO = 20
 _PARTS = (("train", "--"), ("valid", "-"))
@@ -160,3 +161,28 @@ def mean_curve(histories: Sequence[History], part: str, metric: str) -> FloatArr
     if not rows:
         return np.zeros(0)
     return np.stack([row[: min(map(len, rows))] for row in rows]).mean(0)
+
+
+def mean_history(histories: Sequence[History]) -> dict[str, dict[str, dict[str, float]]]:
+    """Mean over seeds of every metric, to the last epoch that all of them have.
+
+    Args:
+        histories: At least one; a metric that one of them lacks in an epoch is left out there.
+    """
+    shared = [epoch for epoch in histories[0] if all(epoch in other for other in histories)]
+    return {
+        epoch: {
+            part: {
+                metric: math.fsum(values) / len(values)
+                for metric in histories[0][epoch][part]
+                if (values := _numbers([h[epoch].get(part, {}).get(metric) for h in histories]))
+            }
+            for part in histories[0][epoch]
+        }
+        for epoch in shared
+    }
+
+
+def _numbers(values: Sequence[Any]) -> list[float]:
+    """The values if all of them are numbers, else nothing."""
+    return list(values) if all(isinstance(value, int | float) for value in values) else []

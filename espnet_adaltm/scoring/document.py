@@ -5,21 +5,28 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from espnet_adaltm.data import leaky_split
 from espnet_adaltm.scoring import tables
 from espnet_adaltm.scoring.aggregate import ALL, SetScores, System, all_pairs, paired_tests
 from espnet_adaltm.scoring.results import Bootstrap
+from espnet_adaltm.scoring.speakers import held_out_rows
 
 LEGEND = """Percent; ± is half of the {level:.0f} % percentile bootstrap interval
 ({resamples} resamples of {unit}s, each seed averaged within a resample), σ the standard deviation
-over training seeds. The best of a column is bold only where the paired test separates it
+over training seeds. Experts with one seed are shared by all seeds of the merges, those with several
+are trained once for each. The best of a column is bold only where the paired test separates it
 (p < 0.05) from every other system. UAR is the unweighted average recall, WA the accuracy."""
 TESTS = """First minus second, in points of percent, on the same resamples; two-sided bootstrap p,
 bold below 0.05. Holm corrects over the tests of one metric in this table. "p (seeds too)" also
-resamples the training seeds, of which there are few: read it as a warning, not as a measurement."""
+resamples the training seeds (the same ones for two systems that have the same), of which there are
+few: read it as a warning, not as a measurement."""
 
 CEILINGS = """Perfect recognition of the voice alone would reach WA {voice:.1f}, of the words alone
 {words:.1f}: everything right where that channel tells the emotion, the most frequent emotion of the
 others guessed where it does not."""
+SPEAKERS = """Who speaks, among the speakers of the training: utterances of theirs that were put
+aside before it. Percent right, the mean over seeds and their range. Test sets have other
+speakers."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +80,10 @@ def results_document(
         parts += ["## Base encoder", tables.facts(story.base)]
     for score in scores:
         parts += _set_sections(score, systems, pairs, options, labels)
+    known = list(held_out_rows({s.name: list(s.folders.values()) for s in systems}))
+    if known:
+        header = ["system", "seeds", "speakers", "utterances", "speaker acc."]
+        parts += ["## Speakers of the training", tables.markdown(header, known), SPEAKERS]
     if pictures:
         parts.append("## Pictures")
         parts += [
@@ -80,6 +91,13 @@ def results_document(
             for caption, path in pictures.items()
         ]
     return "\n\n".join(parts) + "\n"
+
+
+def _table(score: SetScores, header: Sequence[str], rows: tables.Rows) -> str:
+    """A table; one of the published leaky split says so in its first cell."""
+    if score.reference.name == leaky_split.NAME:
+        header = [f"{header[0]} ({leaky_split.NAME} split)", *header[1:]]
+    return tables.markdown(header, rows)
 
 
 def _set_sections(
@@ -96,20 +114,22 @@ def _set_sections(
         f"{score.views[ALL]} utterances with an emotion, {len(score.reference.texts)} with text."
     )
     header, rows = tables.main_table(score, systems, level=options.level)
-    parts = [f"## Set `{score.reference.name}`", counts, tables.markdown(header, rows), legend]
+    parts = [f"## Set `{score.reference.name}`", counts, _table(score, header, rows), legend]
+    if score.reference.name == leaky_split.NAME:
+        parts.insert(1, f"**{leaky_split.WARNING}**")
     parts += _tests(score, systems, pairs, options)
     if len(score.views) > 1:
         header, rows = tables.channel_table(score, systems, "macro_f1", options.level)
-        parts += ["### Macro-F1 by channel (utterances)", tables.markdown(header, rows)]
+        parts += ["### Macro-F1 by channel (utterances)", _table(score, header, rows)]
     if score.ceilings:
         voice, words = (100 * score.ceilings[channel] for channel in ("voice", "words"))
         parts.append(CEILINGS.format(voice=voice, words=words))
     if score.confusions:
         header, rows = tables.class_table(score, labels)
-        parts += ["### F1 by class, all seeds together", tables.markdown(header, rows)]
+        parts += ["### F1 by class, all seeds together", _table(score, header, rows)]
     for unit, title in (("word", "WER"), ("char", "CER")):
         if unit in score.errors:
-            parts += [f"### {title}", tables.markdown(*tables.espnet_table(score, unit))]
+            parts += [f"### {title}", _table(score, *tables.espnet_table(score, unit))]
     return parts
 
 
@@ -122,15 +142,16 @@ def _tests(
     parts: list[str] = []
     highlighted = paired_tests(score, pairs, [ALL], options=options)
     if highlighted:
-        parts += ["### Paired tests", tables.markdown(*tables.comparison_table(highlighted)), TESTS]
+        table = _table(score, *tables.comparison_table(highlighted))
+        parts += ["### Paired tests", table, TESTS]
     channels = [view for view in score.views if view != ALL]
     by_channel = paired_tests(score, pairs, channels, ["macro_f1"], options)
     if by_channel:
-        parts += ["By channel:", tables.markdown(*tables.comparison_table(by_channel))]
+        parts += ["By channel:", _table(score, *tables.comparison_table(by_channel))]
     every = paired_tests(score, all_pairs(systems), [ALL], options=options)
     for metric in ("macro_f1", "wer"):
         header, rows = tables.pair_matrix(every, metric)
         if len(rows) > 1:
             title = f"### {tables.TITLES[metric]}: row minus column (uncorrected p)"
-            parts += [title, tables.markdown(header, rows)]
+            parts += [title, _table(score, header, rows)]
     return parts

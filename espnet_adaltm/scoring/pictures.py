@@ -8,13 +8,17 @@ from typing import Any
 import numpy as np
 
 from espnet_adaltm.errors import UserError
-from espnet_adaltm.files import read_json
-from espnet_adaltm.scoring import curves, plots
+from espnet_adaltm.files import read_json, write_json
+from espnet_adaltm.scoring import curves, mtl_plots, plots, vector_plots
 from espnet_adaltm.scoring.aggregate import SetScores, System
+from espnet_adaltm.scoring.connectivity_plot import connectivity_plot
 from espnet_adaltm.scoring.statistics import Seeds, interval
 
 HISTORY = "history.json"
+CONFLICT = "gradient_conflict.json"
 _MOVED = 1e-6
+# Systems that these describe have a loss of another kind than the merges.
+_OTHER_LOSS = ("expert.json", "baseline.json")
 
 
 def draw_all(
@@ -22,8 +26,9 @@ def draw_all(
     systems: Sequence[System],
     scores: Sequence[SetScores],
     labels: Sequence[str],
-    task_vectors: Path | None,
+    task_vectors: Sequence[Path] = (),
     base: Path | None = None,
+    connectivity: Path | None = None,
 ) -> dict[str, Path]:
     """Draw everything there are data for.
 
@@ -32,19 +37,24 @@ def draw_all(
         systems: In the order of the tables.
         scores: One per test set.
         labels: The ordered label list.
-        task_vectors: Folder with ``similarity.json``, or None.
+        task_vectors: Folders with ``similarity.json``, one per seed of the experts.
         base: Folder of the base encoder, for the history of its pre-training, or None.
+        connectivity: ``connectivity.json``, or None.
 
     Returns:
-        Caption to file, in the order to show them.
+        Caption to file, in the order to show them. The numbers behind a picture that are not in
+        ``results.json`` lie beside it as JSON.
     """
     found: dict[str, Path | None] = {}
     for score in scores:
         found |= _trade_off(folder, systems, score)
     for system in systems:
         found |= _coefficients(folder, system)
-    if task_vectors is not None:
-        found |= _task_vectors(folder, task_vectors)
+    for system in systems:
+        found |= _conflicts(folder, system, systems) | _sweep(folder, system)
+    found |= _task_vectors(folder, task_vectors)
+    if connectivity is not None:
+        found |= _connectivity(folder, connectivity)
     for score in scores:
         for name, counts in score.confusions.items():
             title = f"{name} on {score.reference.name}{_seeds(systems, name)}"
@@ -101,26 +111,70 @@ def _coefficients(folder: Path, system: System) -> dict[str, Path]:
     return found
 
 
+def _conflicts(folder: Path, system: System, systems: Sequence[System]) -> dict[str, Path]:
+    """Gradients of a joint training, beside the coefficients of the merge that avoids it."""
+    reports = [read_json(path) for path in _files(system, CONFLICT)]
+    if not reports:
+        return {}
+    merge = None
+    for other in systems:
+        tables = [read_json(path) for path in _files(other, "coefficients.json")]
+        if other.name == "adaltm" and tables:
+            final = np.mean([table["final"] for table in tables], axis=0).tolist()
+            merge = {"name": other.name, **tables[0], "final": final}
+    title = f"{system.name}: do the tasks' gradients agree?"
+    write_json(folder / f"conflict_{system.name}.json", {"seeds": reports})
+    path = folder / f"conflict_{system.name}.png"
+    return {title: mtl_plots.conflict_plot(path, title, reports, merge)}
+
+
+def _sweep(folder: Path, system: System) -> dict[str, Path]:
+    """The sweep over the weights of a joint training, which lies beside one of its seeds."""
+    beside = [path.with_name(f"{path.name}_sweep") for path in system.folders.values()]
+    found = [path / "sweep.json" for path in beside if (path / "sweep.json").exists()]
+    if not found:
+        return {}
+    report = read_json(found[0])
+    write_json(folder / f"sweep_{system.name}.json", report)
+    picture = mtl_plots.sweep_plot(folder / f"sweep_{system.name}.png", report)
+    return {f"{system.name}: weights of its tasks, on the validation set": picture}
+
+
 def _learned(table: dict[str, Any]) -> bool:
     epochs, final = (np.array(table.get(key, []), dtype=float) for key in ("epochs", "final"))
     moved = epochs.size > 0 and float(np.ptp(epochs, axis=0).max()) > _MOVED
     return moved or (final.size > 0 and float(np.ptp(final, axis=-1).max()) > _MOVED)
 
 
-def _task_vectors(folder: Path, source: Path) -> dict[str, Path]:
-    path = source / "similarity.json"
-    if not path.exists():
-        logging.info("%s does not exist: no picture of the task vectors", path)
+def _task_vectors(folder: Path, sources: Sequence[Path]) -> dict[str, Path | None]:
+    paths = [source / "similarity.json" for source in sources]
+    for path in paths:
+        if not path.exists():
+            logging.info("%s does not exist: no picture of the task vectors", path)
+            return {}
+    if not paths:
         return {}
+    report = vector_plots.mean_similarity([read_json(path) for path in paths])
+    write_json(folder / "task_vectors.json", report)
+    mean = f", mean of {len(paths)} seeds" if len(paths) > 1 else ""
+    block, module = (f"Task vectors by {unit}{mean}" for unit in ("block", "module"))
+    return {
+        f"t{block[1:]}": vector_plots.by_block(folder / "task_vectors.png", report, block),
+        f"t{module[1:]}": vector_plots.by_module(
+            folder / "task_vectors_modules.png", report, module
+        ),
+    }
+
+
+def _connectivity(folder: Path, path: Path) -> dict[str, Path]:
     report = read_json(path)
-    picture = plots.task_vectors(
-        folder / "task_vectors.png", report["blocks"], report["relative_norm"], report["cosine"]
-    )
-    return {"task vectors by block": picture}
+    write_json(folder / "connectivity.json", report)
+    picture = connectivity_plot(folder / "connectivity.png", report)
+    return {f"loss on straight lines between encoders, on {report['set']}": picture}
 
 
 def _curves(folder: Path, systems: Sequence[System], base: Path | None) -> dict[str, Path | None]:
-    """One picture of what is trained once (base, experts), one of what is trained per seed."""
+    """One picture of base, experts and baselines, one of the merges, whose losses compare."""
     once: dict[str, curves.History] = {}
     by_seed: dict[str, list[curves.History]] = {}
     if base is not None and (path := base / "pretrain" / HISTORY).exists():
@@ -129,11 +183,16 @@ def _curves(folder: Path, systems: Sequence[System], base: Path | None) -> dict[
         histories = [read_json(path) for path in _files(system, HISTORY)]
         if histories and None in system.folders:
             once[system.name] = histories[0]
+        elif histories and any(_files(system, name) for name in _OTHER_LOSS):
+            name = f"{system.name}, mean of {len(histories)} seeds"
+            once[name if len(histories) > 1 else system.name] = curves.mean_history(histories)
         elif histories:
             by_seed[system.name] = histories
     several = any(len(histories) > 1 for histories in by_seed.values())
     mean = ", mean over seeds" if several else ""
-    one, other = "training of base and experts", f"training of the compared systems{mean}"
+    baselines = any(_files(system, "baseline.json") for system in systems)
+    one = f"training of base{', experts and baselines' if baselines else ' and experts'}"
+    other = f"training of the compared systems{mean}"
     return {
         one: curves.training_curves(folder / "training.png", one.capitalize(), once),
         other: curves.compared_curves(

@@ -1,11 +1,11 @@
-"""Pictures of results: coefficients, confusions, task vectors, SER against WER.
+"""Pictures of results: coefficients, confusions, SER against WER.
 
 Every function writes one PNG atomically. Colours are Okabe and Ito's, told apart by colour-blind
 readers too; matplotlib is imported on first use and draws without a display.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,7 @@ def save(figure: Any, path: Path) -> Path:
     return path
 
 
-def _group_axis(axis: Any, groups: Sequence[str]) -> None:
+def group_axis(axis: Any, groups: Sequence[str]) -> None:
     """Label groups along x: block numbers alone, and not more than fit."""
     names = [group.removeprefix("block") for group in groups]
     step = math.ceil(len(names) / _MOST_TICKS)
@@ -53,7 +53,7 @@ def _group_axis(axis: Any, groups: Sequence[str]) -> None:
     axis.set_xlabel("block (0: front end)" if blocks else "group of parameters")
 
 
-def _widen(axis: Any) -> None:
+def widen(axis: Any) -> None:
     """Show at least `_LEAST_SPAN` of the vertical axis."""
     low, high = axis.get_ylim()
     middle, half = (low + high) / 2, max(_LEAST_SPAN, high - low) / 2
@@ -82,10 +82,10 @@ def final_coefficients(
         axis.plot(x, seeds[:, task].mean(0), color=colour, marker=marker, linewidth=2, label=name)
     several = f", mean of {len(seeds)} seeds" if len(seeds) > 1 else ""
     axis.set(title=f"{title}: learned coefficients{several}", ylabel="coefficient")
-    _widen(axis)
+    widen(axis)
     axis.grid(alpha=0.3)
     axis.legend(title="task vector", loc="center left", bbox_to_anchor=(1.01, 0.5))
-    _group_axis(axis, groups)
+    group_axis(axis, groups)
     return save(figure, path)
 
 
@@ -116,7 +116,7 @@ def coefficient_history(
         axis.set(title=f"{tasks[task]} vector", xlabel="epoch")
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.grid(alpha=0.3)
-    _widen(axes[0][0])
+    widen(axes[0][0])
     axes[0][0].set_ylabel("coefficient")
     figure.suptitle(f"{title}: coefficients while training")
     if len(groups) > 1:
@@ -149,47 +149,6 @@ def confusion(path: Path, title: str, labels: Sequence[str], counts: IntArray) -
     axis.set(title=title, xlabel="predicted", ylabel="reference")
     figure.colorbar(picture, ax=axis, label="share of the reference class", shrink=0.8)
     return save(figure, path)
-
-
-def task_vectors(
-    path: Path,
-    groups: Sequence[str],
-    norms: Mapping[str, Sequence[float | None]],
-    cosines: Mapping[str, Sequence[float | None]],
-) -> Path:
-    """Relative norm of every task vector and cosine of every pair, by group.
-
-    Args:
-        path: PNG to write.
-        groups: G names, by depth.
-        norms: Task to [G] norms, divided by the base's; None where the base is zero.
-        cosines: Pair of tasks to [G] cosines, None where a vector is zero.
-    """
-    figure, (above, below) = new_figure(
-        max(6.0, min(12.0, 2 + 0.3 * len(groups))), 5.5, nrows=2, sharex=True
-    )
-    x = np.arange(len(groups))
-    for (name, values), colour, marker in zip(norms.items(), COLOURS, MARKERS):
-        above.plot(x, _numbers(values), color=colour, marker=marker, label=name)
-    above.set(title="Task vectors by block", ylabel="norm / norm of the base")
-    above.set_ylim(bottom=0)
-    above.legend(title="task vector", loc="center left", bbox_to_anchor=(1.01, 0.5))
-    for (name, values), colour, marker in zip(cosines.items(), COLOURS[2:], MARKERS[2:]):
-        label = name.replace(",", " and ")
-        below.plot(x, _numbers(values), color=colour, marker=marker, label=label)
-    below.axhline(0, color="black", linewidth=0.8)
-    below.set_ylabel("cosine")
-    _widen(below)
-    if cosines:
-        below.legend(title="between", loc="center left", bbox_to_anchor=(1.01, 0.5))
-    for axis in (above, below):
-        axis.grid(alpha=0.3)
-    _group_axis(below, groups)
-    return save(figure, path)
-
-
-def _numbers(values: Sequence[float | None]) -> FloatArray:
-    return np.array([math.nan if value is None else value for value in values])
 
 
 @dataclass(frozen=True)

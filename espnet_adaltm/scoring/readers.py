@@ -12,6 +12,7 @@ from espnet_adaltm.errors import UserError
 from espnet_adaltm.files import Pathlike, read_json, require
 from espnet_adaltm.kaldi import read_scp
 from espnet_adaltm.scoring.metrics import ErrorCounts, FloatArray, IntArray, error_counts
+from espnet_adaltm.scoring.speakers import HYPOTHESIS, SpeakerAnswers, read_answers
 
 _SHOWN = 5
 _SUM_TOLERANCE = 1e-4
@@ -48,12 +49,14 @@ class Hypothesis:
         probabilities: The same utterances' class probabilities, [N, C], or None.
         words: Edit counts per utterance of ``Reference.texts``, or None.
         characters: The same for characters, or None.
+        speakers: Who speaks, as far as these are speakers of the training, or None.
     """
 
     prediction: IntArray | None = None
     probabilities: FloatArray | None = None
     words: ErrorCounts | None = None
     characters: ErrorCounts | None = None
+    speakers: SpeakerAnswers | None = None
 
 
 def read_references(dumps: Iterable[Pathlike], labels: Labels) -> list[Reference]:
@@ -132,7 +135,9 @@ def read_hypothesis(system: Pathlike, reference: Reference, labels: Labels) -> H
             truths = _normalized(reference.texts, folder / MODEL_FILE)
             pairs = truths, [texts[utt] for utt in reference.texts]
             words, characters = error_counts(*pairs), error_counts(*pairs, "char")
-    return Hypothesis(prediction, probabilities, words, characters)
+    path = folder / HYPOTHESIS
+    speakers = read_answers(system, path, reference.speakers, reference.utterances)
+    return Hypothesis(prediction, probabilities, words, characters, speakers)
 
 
 def _normalized(texts: Mapping[str, str], model: Path) -> list[str]:
@@ -144,7 +149,7 @@ def _normalized(texts: Mapping[str, str], model: Path) -> list[str]:
 
 
 def _check_system_labels(system: Path, labels: Labels) -> None:
-    for name in ("expert.json", "merge.json"):
+    for name in ("expert.json", "merge.json", "baseline.json"):
         path = system / name
         if path.exists() and (own := read_json(path).get("labels")):
             check_same_labels(labels, own, f"labels.json and {path}")

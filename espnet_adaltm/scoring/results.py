@@ -5,6 +5,7 @@ Nothing in it depends on when or where it was computed: the same decoded files g
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from espnet_adaltm.errors import UserError
 from espnet_adaltm.files import Pathlike
 from espnet_adaltm.scoring import metrics
 from espnet_adaltm.scoring.readers import Hypothesis, Reference, read_hypothesis
+from espnet_adaltm.scoring.speakers import SpeakerAnswers, read_held_out, score_answers
 from espnet_adaltm.scoring.statistics import (
     Statistic,
     bootstrap,
@@ -93,7 +95,7 @@ def score_system(
         UserError: See `read_hypothesis`.
     """
     options = options or Bootstrap()
-    return {
+    result = {
         "system": name,
         "seed": seed,
         "labels": list(labels.labels),
@@ -105,6 +107,16 @@ def score_system(
             for reference in references
         },
     }
+    held_out = read_held_out(Path(system))
+    if held_out is not None:
+        result["held_out_speakers"] = _score_speakers(held_out, options)
+    return result
+
+
+def _score_speakers(answers: SpeakerAnswers, options: Bootstrap) -> dict[str, Any]:
+    return score_answers(
+        answers, resamples=options.resamples, level=options.level, seed=options.seed
+    )
 
 
 def _score_set(
@@ -115,6 +127,8 @@ def _score_set(
         result["emotion"] = _score_emotion(reference, hypothesis, labels, options)
     if hypothesis.words is not None:
         result["asr"] = _score_text(reference, hypothesis, options)
+    if hypothesis.speakers is not None:
+        result["speaker"] = _score_speakers(hypothesis.speakers, options)
     return result
 
 

@@ -11,6 +11,7 @@ from espnet_adaltm.scoring.aggregate import (
     best_separated,
 )
 from espnet_adaltm.scoring.metrics import class_scores, error_table
+from espnet_adaltm.scoring.speakers import SPEAKER_METRICS
 from espnet_adaltm.scoring.statistics import Seeds, interval
 
 TITLES = {
@@ -22,6 +23,7 @@ TITLES = {
     "wer": "WER",
     "cer": "CER",
     "sentence_error_rate": "S.Err",
+    "spk_acc": "speaker acc.",
 }
 _ESPNET = ("Snt", "Wrd", "Corr", "Sub", "Del", "Ins", "Err", "S.Err")
 Rows = list[list[str]]
@@ -57,7 +59,7 @@ def percent(seeds: Seeds, level: float = 0.95, *, deviation: bool = True) -> str
 def main_table(
     scores: SetScores, systems: Sequence[System], *, terse: bool = False, level: float = 0.95
 ) -> tuple[list[str], Rows]:
-    """One row per system: number of seeds, then every metric of `SHOWN`.
+    """One row per system: number of seeds, then every metric of `SHOWN`, and of speakers if any.
 
     Args:
         scores: Of one test set.
@@ -65,7 +67,8 @@ def main_table(
         terse: For a terminal of 100 columns: no bold, no deviation over seeds.
         level: Of the intervals.
     """
-    columns = {metric: scores.get(metric) for metric in SHOWN}
+    columns = {metric: scores.get(metric) for metric in (*SHOWN, *SPEAKER_METRICS)}
+    columns = {name: values for name, values in columns.items() if values or name in SHOWN}
     best = {metric: best_separated(values, metric) for metric, values in columns.items()}
     rows = []
     for system in systems:
@@ -76,7 +79,7 @@ def main_table(
                 text = percent(values[system.name], level, deviation=not terse)
             cells.append(_bold_if(text, not terse and best[metric] == system.name))
         rows.append([system.name, str(len(system.folders)), *cells])
-    return ["system", "seeds", *[TITLES[metric] for metric in SHOWN]], rows
+    return ["system", "seeds", *[TITLES[metric] for metric in columns]], rows
 
 
 def channel_table(

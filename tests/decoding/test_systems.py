@@ -116,7 +116,7 @@ def test_coefficients_of_another_shape_are_refused(scene):
 
 
 def test_descriptions_are_checked(scene, tmp_path):
-    with pytest.raises(UserError, match="found neither: run its training to the end"):
+    with pytest.raises(UserError, match="found none: run its training to the end"):
         read_description(tmp_path / "nothing")
     info = read_json(scene / "ser/expert.json")
     write_json(scene / "ser/expert.json", {key: info[key] for key in info if key != "head"})

@@ -115,6 +115,12 @@ def test_help_lists_every_option_and_stage():
         (["--foo"], "unknown option --foo"),
         (["--ngpu", "one"], "--ngpu is a whole number"),
         (["--feats_type", "fbank"], "--feats_type is raw or extracted"),
+        (["--expert_seed", "all"], "--expert_seed is a whole number or each, not 'all'"),
+        (["--seeds", "1 x"], "--seeds are whole numbers, not '1 x'"),
+        (["--seeds", "1 08"], "--seeds are whole numbers, not '1 08'"),
+        (["--expert_seed", "each", "--seeds", "0 1"], "each takes --seeds from 1 on, not '0 1'"),
+        (["--expert_seed", "each", "--seeds", ""], "each takes --seeds from 1 on, not ''"),
+        (["--connectivity", "yes"], "--connectivity is true or false, not 'yes'"),
     ],
 )
 def test_stage_and_values_refused(words, message):

@@ -49,7 +49,7 @@ def make_system(
             rows[utt][index] = "0.600000"
         write_scp(folder / "utt2prob", {u: " ".join(row) for u, row in rows.items()})
         write_scp(folder / "utt2emo", {u: LABELS.labels[i] for u, i in chosen.items()})
-        write_json(system / "expert.json", {"kind": "ser", "labels": list(LABELS.labels)})
+        write_json(system / "merge.json", {"labels": list(LABELS.labels)})
     if text:
         lines = (dump / "text").read_text().splitlines()
         found = {line.split()[0]: line.split()[1:] for line in lines}

@@ -6,7 +6,7 @@ from espnet_adaltm.errors import UserError
 from espnet_adaltm.scoring import aggregate as agg
 from espnet_adaltm.scoring.readers import read_reference
 from espnet_adaltm.scoring.results import Bootstrap, score_system
-from espnet_adaltm.scoring.statistics import Seeds
+from espnet_adaltm.scoring.statistics import Seeds, compare
 
 
 @pytest.fixture
@@ -82,6 +82,49 @@ def test_paired_tests_of_known_differences(scene):
     }
     # one deletion of 240 against a mean of 1.5: not separated
     assert agg.best_separated(scores[0].get("wer"), "wer") is None
+
+
+def test_experts_of_every_seed_are_rows_like_merges_and_paired_with_them(tmp_path):
+    """Seeds differ a lot, a merge from the expert of its own seed by 12 of 240 in each of them."""
+    dump = make_dump(tmp_path / "dump" / "test", size=240)
+    entries = []
+    for seed, wrong in ((1, 10), (2, 60), (3, 110)):
+        make_system(tmp_path / f"ser{seed}", dump, set(range(wrong + 12)), text=False)
+        make_system(tmp_path / f"merge{seed}", dump, set(range(wrong)), set(range(seed)))
+        make_system(tmp_path / f"asr{seed}", dump, deleted=set(range(2 * seed)), emotion=False)
+        for name in ("asr", "ser", "merge"):
+            entries.append(f"{name}:{seed}={tmp_path}/{name}{seed}")
+    # Another order of seeds must not change who is paired with whom.
+    systems = agg.parse_systems([*reversed(entries)])
+    pairs = [("merge", "ser"), ("asr", "merge")]
+    result, (scores,) = _aggregate((dump, systems), pairs)
+    asr, ser, merge = (result["systems"][name] for name in ("asr", "ser", "merge"))
+    assert asr["seeds"] == ser["seeds"] == merge["seeds"] == [3, 2, 1]
+    wa = ser["sets"]["test"]["all"]["wa"]
+    assert wa["seeds"] == pytest.approx([1 - n / 240 for n in (122, 72, 22)])
+    assert wa["mean"] == pytest.approx(1 - 72 / 240)
+    assert wa["std"] == pytest.approx(50 / 240)
+    words = sum(len(text.split()) for text in read_reference(dump, LABELS).texts.values())
+    wer = asr["sets"]["test"]["all"]["wer"]
+    assert wer["seeds"] == pytest.approx([n / words for n in (6, 4, 2)])
+    assert wer["std"] == pytest.approx(2 / words)
+    assert [asr["sets"]["test"]["word"][seed]["S.Err"] for seed in "123"] == pytest.approx(
+        [100 * n / 240 for n in (2, 4, 6)]
+    )
+    assert "wa" not in asr["sets"]["test"]["all"]
+    tests = {
+        (t["first"], t["second"], t["metric"]): t
+        for t in result["comparisons"]["test"]
+        if t["view"] == "all"
+    }
+    better = tests["merge", "ser", "wa"]
+    assert better["difference"] == pytest.approx(12 / 240)
+    # Seed by seed the difference is the same: drawing seeds adds nothing. Unpaired it would drown.
+    assert better["p_seeds"] == pytest.approx(2 / 401)
+    values = scores.get("wa")
+    strangers = Seeds(values["ser"].points, values["ser"].values, (4, 5, 6))
+    assert compare(values["merge"], strangers).p_seeds > 0.3
+    assert tests["asr", "merge", "wer"]["difference"] == pytest.approx(2 / words)
 
 
 def test_best_knows_which_direction_is_better():

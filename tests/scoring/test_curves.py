@@ -18,6 +18,15 @@ def test_mean_goes_to_the_last_common_epoch():
     assert curves.mean_curve([], "train", "loss").shape == (0,)
 
 
+def test_mean_history_keeps_what_all_seeds_have():
+    several = [history(3, 2, 1, wer=0.5), history(5, 4)]
+    several[1]["1"]["train"]["clip"] = 1.0
+    mean = curves.mean_history(several)
+    assert list(mean) == ["1", "2"]
+    assert mean["1"] == {"train": {"loss": 4.0}, "valid": {"loss": 8.0}}
+    assert curves.mean_history(several[:1]) == several[0]
+
+
 def test_epochs_are_in_numeric_order():
     losses = [float(value) for value in range(12, 0, -1)]
     shuffled = dict(sorted(history(*losses).items()))  # 1, 10, 11, 12, 2, ...

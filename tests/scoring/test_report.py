@@ -1,3 +1,4 @@
+import json
 import subprocess
 import sys
 
@@ -7,7 +8,7 @@ from scoring_common import make_dump, make_system
 
 from espnet_adaltm.bin import report
 from espnet_adaltm.files import read_json, write_json
-from espnet_adaltm.scoring import environment, tables
+from espnet_adaltm.scoring import environment, tables, vector_plots
 from espnet_adaltm.scoring.statistics import Seeds
 
 
@@ -158,7 +159,7 @@ def test_pictures_are_drawn_and_linked(arguments, tmp_path):
             "blocks": ["block0", "block1"],
             "relative_norm": {"asr": [0.0, 0.1], "ser": [0.0, 0.2]},
             "cosine": {"asr,ser": [None, 0.3]},
-        },
+        },  # as an earlier version left it: no modules, no signs
     )
     report.main([*arguments, "--task_vectors", str(tmp_path)])
     drawn = {path.name for path in (tmp_path / "out" / "plots").iterdir()}
@@ -167,13 +168,89 @@ def test_pictures_are_drawn_and_linked(arguments, tmp_path):
         "coefficients_good_epochs.png",
         "confusion_bad_test.png",
         "confusion_good_test.png",
+        "task_vectors.json",
         "task_vectors.png",
         "trade_off_test.png",
         "training.png",
         "training_compared.png",
     }
     text = (tmp_path / "out" / "RESULTS.md").read_text()
-    assert all(f"](plots/{name})" in text for name in drawn)
+    assert all(f"](plots/{name})" in text for name in drawn if name.endswith(".png"))
+
+
+SIMILARITY = {
+    "tasks": ["asr", "ser"],
+    "blocks": ["block0", "block1"],
+    "relative_norm": {"asr": [0.0, 0.1], "ser": [0.0, 0.2]},
+    "cosine": {"asr,ser": [None, 0.3]},
+    "sign_conflict": {"asr,ser": [None, 0.4]},
+    "modules": {
+        "groups": ["block0.cnn", "block1.attention", "block1.norm"],
+        "relative_norm": {"asr": [0.0, 0.1, 0.2], "ser": [0.0, 0.2, 0.3]},
+        "cosine": {"asr,ser": [None, 0.3, 0.1]},
+        "sign_conflict": {"asr,ser": [None, 0.4, 0.5]},
+    },
+}
+
+
+def test_task_vectors_of_several_seeds_are_averaged_and_their_numbers_lie_beside(
+    arguments, tmp_path
+):
+    second = json.loads(json.dumps(SIMILARITY).replace("0.3", "0.5").replace("[0.0", "[null"))
+    for seed, similarity in enumerate((SIMILARITY, second)):
+        write_json(tmp_path / str(seed) / "similarity.json", similarity)
+    folders = [str(tmp_path / str(seed)) for seed in (0, 1)]
+    write_json(tmp_path / "lines.json", LINES)
+    report.main(
+        [*arguments, "--task_vectors", *folders, "--connectivity", f"{tmp_path}/lines.json"]
+    )
+    plots = tmp_path / "out" / "plots"
+    mean = read_json(plots / "task_vectors.json")
+    assert mean["cosine"] == {"asr,ser": [None, pytest.approx(0.4)]}
+    assert mean["relative_norm"]["asr"] == [None, pytest.approx(0.1)]
+    assert mean["modules"]["relative_norm"]["ser"] == [None, 0.2, pytest.approx(0.4)]
+    assert mean["modules"]["groups"] == SIMILARITY["modules"]["groups"]
+    assert read_json(plots / "connectivity.json") == LINES
+    text = (tmp_path / "out" / "RESULTS.md").read_text()
+    assert "![task vectors by module, mean of 2 seeds](plots/task_vectors_modules.png)" in text
+    assert "](plots/connectivity.png)" in text
+    assert (plots / "connectivity.png").stat().st_size > 5_000
+
+
+def test_reports_of_different_encoders_have_no_mean():
+    other = {**SIMILARITY, "blocks": ["block0"]}
+    with pytest.raises(ValueError, match="different blocks"):
+        vector_plots.mean_similarity([SIMILARITY, other])
+    assert vector_plots.mean_similarity([SIMILARITY]) == SIMILARITY
+
+
+LINES = {
+    "set": "dev",
+    "points": [0.0, 0.5, 1.0],
+    "lines": [
+        {
+            "from": "base",
+            "to": end,
+            "emotion": {
+                "ser_expert": {"loss": [2.0, 1.0, 0.5], "macro_f1": [0.1, 0.5, 0.6]},
+                "adaltm": {"loss": [2.0, 1.0, 0.4], "macro_f1": [0.1, 0.5, 0.7]},
+            },
+            "words": {"loss": [3.0, 3.5, 1.0], "wer": [1.0, 1.0, 0.3]},
+        }
+        for end in ("asr", "adaltm")
+    ],
+}
+
+
+def test_training_of_experts_with_seeds_is_drawn_with_the_experts(arguments, tmp_path):
+    """CTC losses among those of the merges would hide them."""
+    for seed, loss in (("good1", 1.0), ("good2", 3.0)):
+        write_json(tmp_path / seed / "history.json", {"1": {"train": {"loss": loss}}})
+        write_json(tmp_path / seed / "expert.json", {"kind": "ser"})
+    report.main(arguments)
+    drawn = {path.name for path in (tmp_path / "out" / "plots").iterdir()}
+    assert "training.png" in drawn
+    assert "training_compared.png" not in drawn
 
 
 def test_plain_and_markdown_tables():

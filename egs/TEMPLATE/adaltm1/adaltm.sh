@@ -53,10 +53,12 @@ option local_data_opts "" "options for local/data.sh"
 option min_seconds 0.1 "shorter utterances are dropped"
 option max_seconds 30 "longer utterances are dropped"
 option allow_speaker_overlap false "only warn when sets share speakers"
+option split "" "published_leaky: instead of the corpus' sets, a random tenth of every speaker's utterances, chosen on and reported on, as MTLSER was published; speaker-dependent"
 option token_type unigram "char, unigram or bpe"
 option n_tokens 500 "size of the vocabulary; 0 for char: as many as there are"
 option token_args "" "more options for bin/prepare_tokens.py"
 option label_args "" "more options for bin/prepare_labels.py"
+option label_share 1 "share of the training set's emotion labels that SER expert and merges get"
 # Models
 option base tiny "tiny (pre-trained here), random, a Hub id, a folder or a .pt file"
 option control_base "" "a second base, e.g. random: its experts join the tables, for comparison"
@@ -71,14 +73,19 @@ option base_args "" "overrides of base_config, e.g. '--max_epoch 20'"
 option asr_args "" "overrides of asr_config"
 option ser_args "" "overrides of ser_config"
 option merge_args "" "overrides of merge_config"
-option expert_seed 1 "seed of base and experts"
-option merges "base asr_only ser_only static global adaltm" "merges to train"
+option expert_seed 1 "seed of base and experts; each: one pair of experts per seed of --seeds, the merges of a seed stand on its own, base and control base stay at seed 1"
+option merges "base asr_only ser_only static global adaltm" "merges to train: names in merge_dir, or paths of .yaml files"
 option seeds "1 2 3" "every merge is trained once per seed"
-option baselines "" "baselines to train, with a conf/baselines/<name>.sh each"
+option baselines "" "what to compare with, once per seed: names of utils/baselines/<name>.sh"
+option baseline_conf conf/baselines "folder with a <name>.yaml for every baseline"
+option baseline_args "" "overrides of those, e.g. 'mtlser: --alpha 0.2; wap_adapter: --max_epoch 5'"
+option mtlser_sweep "" "also train mtlser with every one of 'ALPHA... / BETA...', for its picture"
 # Results
 option decode_args "" "more options for bin/decode.py, e.g. '--batch_seconds 120'"
 option compare "adaltm:ser_only adaltm:static adaltm:global" "paired tests, first:second"
 option score_args "" "more options for bin/score.py and bin/report.py"
+option connectivity false "also measure loss and scores on the lines between base, experts and exported merges, on the validation set: about 40 times decoding --max_utts of it"
+option connectivity_args "" "more options for bin/connectivity.py, e.g. '--points 21 --max_utts 500'"
 option recipe "$(basename "$(dirname "${PWD}")")" "heading of RESULTS.md"
 option note "" "text under the heading of RESULTS.md"
 option export_merges "adaltm" "merges whose first seed is exported"
@@ -99,8 +106,13 @@ last=${stage_found}
 if [ "${first}" -gt "${last}" ]; then
     die "--stage ${stage} comes after --stop_stage ${stop_stage}"
 fi
-for name in ngpu num_nodes nj merge_jobs num_workers n_tokens num_units expert_seed; do
+for name in ngpu num_nodes nj merge_jobs num_workers n_tokens num_units; do
     [[ "${!name}" =~ ^[0-9]+$ ]] || die "--${name} is a whole number, not '${!name}'"
+done
+[[ "${expert_seed}" =~ ^([0-9]+|each)$ ]] ||
+    die "--expert_seed is a whole number or each, not '${expert_seed}'"
+for name in ${seeds}; do
+    [[ "${name}" =~ ^(0|[1-9][0-9]*)$ ]] || die "--seeds are whole numbers, not '${seeds}'"
 done
 case "${feats_type}" in
     raw | extracted) ;;
@@ -115,14 +127,16 @@ export -n python
 export ADALTM_RESUME=${ADALTM_RESUME:-$(printf '%q ' "$0" "$@" | sed 's/ $//')}
 
 . utils/names.sh
+. utils/baselines.sh
 
 # ------------------------------------------------------------------------ stages
 stage_data() {
     local set outputs=()
-    for set in ${all_sets}; do outputs+=("${datadir}/${set}/wav.scp"); done
-    item_logs=${datadir}/logs
-    item data "${datadir}" --shared true --inputs local/data.sh --outputs "${outputs[@]}" \
-        -- local/data.sh --out_data "${datadir}" "${local_data_words[@]}"
+    for set in ${corpus_sets}; do outputs+=("${corpus_dir}/${set}/wav.scp"); done
+    item_logs=${corpus_dir}/logs
+    item data "${corpus_dir}" --shared true --inputs local/data.sh --outputs "${outputs[@]}" \
+        -- local/data.sh --out_data "${corpus_dir}" "${local_data_words[@]}"
+    if [ -n "${split}" ]; then split_item; fi
 }
 
 stage_audio() {
@@ -169,6 +183,13 @@ stage_tokens() {
         --outputs "${labels}" "${label_names}" \
         -- python -m espnet_adaltm.bin.prepare_labels --sets "${sets[@]}" --out "${labels}" \
         "${label_words[@]}"
+    if [ "${label_share}" != 1 ]; then
+        item "label_share_${label_share}" "${datadir}" --shared true \
+            --inputs "${dumpdir}/${train_set}"/{ser_shape,utt2emo,utt2spk}@audio \
+            --outputs "${share_shape}" \
+            -- python -m espnet_adaltm.bin.label_share --dump "${dumpdir}/${train_set}" \
+            --share "${label_share}" --out "${share_shape}"
+    fi
 }
 
 stage_base() {
@@ -177,17 +198,14 @@ stage_base() {
 }
 
 make_base() {
-    local set device=cpu
+    local set device
     case "${base}" in
         tiny) train_tiny_base ;;
-        random) base_item --config "${base_config}" --seed "${expert_seed}" ;;
+        random) base_item --config "${base_config}" --seed "${base_seed}" ;;
         *) base_item ;;
     esac
     if [ "${feats_type}" = raw ]; then return; fi
-    if [ "${ngpu}" -gt 0 ]; then
-        device=cuda
-        item_cmd="${cuda_cmd} --gpu 1"
-    fi
+    on_device "${item_cmd}"
     for set in ${all_sets}; do
         item "${set}" "${base_dir}/feats" --shared true --ignore_options device \
             --inputs "${base_dir}/model.safetensors@base" "${dumpdir}/${set}/wav.scp@audio" \
@@ -222,8 +240,8 @@ train_tiny_base() {
     item units "${units}" --inputs "${base_config}" "${inputs[@]}" --outputs "${outputs[@]}" \
         -- python -m espnet_adaltm.bin.fit_units --train_dump "${dumps[0]}" --dumps "${dumps[@]}" \
         --out "${units}" --config "${base_config}" --num_units "${num_units}" \
-        --seed "${expert_seed}"
-    training "${expert_seed}"
+        --seed "${base_seed}"
+    training "${base_seed}"
     item pretrain "${pretrain}" \
         --inputs "${base_config}" "${outputs[@]/%/@base}" "${inputs[@]}" \
         "${dumpdir}/${train_set}/all_shape@audio" "${dumpdir}/${valid_set}/all_shape@audio" \
@@ -235,8 +253,8 @@ train_tiny_base() {
 }
 
 stage_asr_expert() {
-    if [ -n "${control_base}" ]; then stage_jobs=${merge_jobs}; fi
-    train_asr_expert
+    if several_experts; then stage_jobs=${merge_jobs}; fi
+    for_experts train_asr_expert
     for_control train_asr_expert
 }
 
@@ -251,18 +269,9 @@ train_asr_expert() {
 }
 
 stage_ser_expert() {
-    if [ -n "${control_base}" ]; then stage_jobs=${merge_jobs}; fi
-    train_ser_expert
+    if several_experts; then stage_jobs=${merge_jobs}; fi
+    for_experts train_ser_expert
     for_control train_ser_expert
-}
-
-# emotions: the files that hold the targets of emotion training.
-emotions() {
-    local set
-    for set in "${train_set}" "${valid_set}"; do
-        echo "${dumpdir}/${set}/utt2emo@audio"
-        present "${dumpdir}/${set}@audio" utt2soft
-    done
 }
 
 train_ser_expert() {
@@ -270,13 +279,18 @@ train_ser_expert() {
     fed_with ser_shape
     # shellcheck disable=SC2046  # one input per word
     item train "${ser_dir}" --inputs "${ser_config}" "${fed[@]}" "${label_names}@tokens" \
-        $(emotions) \
+        $(emotions) "${share_inputs[@]}" \
         --outputs "${ser_dir}"/{expert.safetensors,head.safetensors,expert.json} \
         -- python -m espnet_adaltm.bin.train_ser --config "${ser_config}" --base "${base_dir}" \
-        --labels "${labels}" --output_dir "${ser_dir}" "${training[@]}" "${ser_words[@]}"
+        --labels "${labels}" --output_dir "${ser_dir}" "${training[@]}" "${share_words[@]}" \
+        "${ser_words[@]}"
 }
 
 stage_task_vectors() {
+    for_experts make_task_vectors
+}
+
+make_task_vectors() {
     item task_vectors "${vectors}" --inputs "${base_dir}/model.safetensors@base" \
         "${asr_dir}/expert.safetensors@asr_expert" "${ser_dir}/expert.safetensors@ser_expert" \
         --outputs "${vectors}"/{asr.safetensors,ser.safetensors,similarity.json} \
@@ -290,53 +304,53 @@ stage_merge() {
     fed_with ser_shape
     for name in ${merges}; do
         for seed in ${seeds}; do
+            with_seed "${seed}"
+            merge_needs "${merge_yaml[${name}]}"
             dir=${expdir}/merge_${name}${merge_tag}_seed${seed}
             # ESPnet seeds an epoch with seed + epoch: neighbours would share their noise.
             training "$((1000 * seed))"
             # shellcheck disable=SC2046  # one input per word
-            item train "${dir}" --inputs "${merge_config}" "${merge_dir}/${name}.yaml" \
+            item train "${dir}" --inputs "${merge_config}" "${merge_yaml[${name}]}" \
                 $(emotions) "${fed[@]}" "${label_names}@tokens" \
                 "${vectors}/asr.safetensors@task_vectors" \
                 "${vectors}/ser.safetensors@task_vectors" \
-                "${ser_dir}/head.safetensors@ser_expert" \
+                "${ser_dir}/head.safetensors@ser_expert" "${needed[@]}" \
                 --outputs "${dir}"/{coefficients.json,head.safetensors,merge.json} \
                 -- python -m espnet_adaltm.bin.train_merge --config "${merge_config}" \
-                --merge_config "${merge_dir}/${name}.yaml" --base "${base_dir}" \
+                --merge_config "${merge_yaml[${name}]}" --base "${base_dir}" \
                 --task_vectors "${vectors}" --ser_expert "${ser_dir}" --labels "${labels}" \
-                --output_dir "${dir}" "${training[@]}" "${merge_words[@]}"
+                "${needed_words[@]}" --output_dir "${dir}" "${training[@]}" "${merge_words[@]}"
         done
     done
 }
 
 stage_baselines() {
-    local name
+    local name seed
     if [ -z "${baselines}" ]; then echo "[${stage_number}/${#stages[@]} baselines] none asked for"; fi
+    stage_jobs=${merge_jobs}
     for name in ${baselines}; do
-        [ -f "conf/baselines/${name}.sh" ] || die "there is no conf/baselines/${name}.sh"
-        # It declares items, as the stages here do.
-        # shellcheck source=/dev/null
-        . "conf/baselines/${name}.sh"
+        for seed in ${seeds}; do declare_baseline "${name}" "${seed}"; done
     done
 }
 
 stage_decode() {
-    local system folder set device=cpu
-    item_cmd=${decode_cmd}
-    if [ "${ngpu}" -gt 0 ]; then
-        device=cuda
-        item_cmd="${cuda_cmd} --gpu 1"
-    fi
+    local system folder set device lent lender
+    on_device "${decode_cmd}"
     stage_jobs=${nj}
     for system in $(systems); do
         folder=${system#*=}
+        with_system "${system}"
+        lent=("${asr_dir}/head.safetensors@asr_expert")
+        lender=(--asr_expert "${asr_dir}")
+        if is_baseline "${folder}"; then lent=() lender=(); fi
         for set in ${test_sets}; do
             # shellcheck disable=SC2046  # one input per word
             item "decode_${set}" "${folder}" --shared true --ignore_options device \
                 --inputs "${dumpdir}/${set}/wav.scp@audio" "${label_names}@tokens" \
-                "${asr_dir}/head.safetensors@asr_expert" $(weights_of "${folder}") \
+                "${lent[@]}" $(weights_of "${folder}") \
                 --outputs $(answers_of "${system}" "${folder}/decode/${set}" "") \
                 -- python -m espnet_adaltm.bin.decode --system "${folder}" \
-                --dump "${dumpdir}/${set}" --labels "${labels}" --asr_expert "${asr_dir}" \
+                --dump "${dumpdir}/${set}" --labels "${labels}" "${lender[@]}" \
                 --base "$(base_of "${system}")" --feats_type "${feats_type}" --device "${device}" \
                 "${decode_words[@]}"
         done
@@ -344,8 +358,8 @@ stage_decode() {
 }
 
 stage_score() {
-    local system name folder seed set dumps=() inputs=() all=() compared=() references=()
-    local known
+    local system name folder seed set known lines=
+    local dumps=() inputs=() all=() compared=() references=() folders=()
     known=" $(systems | xargs -n1 | sed 's/[:=].*//' | xargs) "
     for set in ${test_sets}; do
         dumps+=("${dumpdir}/${set}")
@@ -371,32 +385,37 @@ stage_score() {
             --out "${folder}/results.json" "${score_words[@]}"
         all+=("${inputs[@]}")
     done
-    for name in ${compare}; do
+    for name in ${compare} $(baseline_pairs); do
         if [[ "${known}" == *" ${name%:*} "* && "${known}" == *" ${name#*:} "* ]]; then
             compared+=("${name}")
         fi
     done
-    item report "${expdir}/report" --shared true --ignore_options command \
-        --inputs "${label_names}@tokens" "${vectors}/similarity.json@task_vectors" \
-        "${references[@]}" "${all[@]}" \
+    read -ra folders <<<"$(for_experts echo_vectors | xargs)"
+    # shellcheck disable=SC2207  # one input per word
+    all+=($(baseline_sweeps))
+    if "${connectivity}"; then . utils/connectivity.sh; fi
+    item report "${report_dir}" --shared true --ignore_options command \
+        --inputs "${label_names}@tokens" "${folders[@]/%//similarity.json@task_vectors}" \
+        "${references[@]}" "${all[@]}" ${lines:+"${lines}@score"} \
         --outputs "${results_dir}/RESULTS.md" "${results_dir}/results.json" \
         -- python -m espnet_adaltm.bin.report --systems "$(systems | xargs)" \
         --dumps "${dumps[@]}" --labels "${labels}" --compare "${compared[@]}" \
         --recipe "${recipe}" --note "${note}" --command "${ADALTM_RESUME}" --base "${base_dir}" \
-        --task_vectors "${vectors}" --out_dir "${results_dir}" "${score_words[@]}"
+        --task_vectors "${folders[@]}" ${lines:+--connectivity "${lines}"} \
+        --out_dir "${results_dir}" "${score_words[@]}"
 }
 
 after_score() {
-    grep -v '^#' "${expdir}/report/report.log" || true
+    grep -v '^#' "${report_dir}/report.log" || true
     echo "Tables: ${results_dir}/RESULTS.md; numbers: ${results_dir}/results.json;" \
         "pictures: ${results_dir}/plots/"
 }
 
 stage_export() {
-    local name dir
-    for name in ${export_merges}; do
-        if [[ " ${merges} " != *" ${name} "* ]]; then continue; fi
-        dir=${expdir}/merge_${name}${merge_tag}_seed${seeds%% *}
+    local system dir
+    with_seed "${first_seed}"
+    for system in ${exported}; do
+        dir=${system#*=}
         # shellcheck disable=SC2046  # one input per word
         item export "${dir}" --shared true --inputs "${base_dir}/model.safetensors@base" \
             $(weights_of "${dir}") "${asr_dir}/head.safetensors@asr_expert" \

@@ -50,7 +50,7 @@ exec ./adaltm.sh \
     --train_set train --valid_set dev --test_sets test \
     --base_config "${conf}/tiny/train_base.yaml" --asr_config "${conf}/tiny/train_asr.yaml" \
     --ser_config "${conf}/tiny/train_ser.yaml" --merge_config "${conf}/tiny/train_merge.yaml" \
-    --merge_dir "${conf}/merge" \
+    --merge_dir "${conf}/merge" --baseline_conf "${conf}/tiny/baselines" \
     "$@"
 EOF
 sed -i "s/^# CORPUS\./# ${corpus}./" "${target}/run.sh"

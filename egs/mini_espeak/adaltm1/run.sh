@@ -40,6 +40,7 @@ cores=$(env -u OMP_NUM_THREADS nproc)
         --feats_type extracted --base tiny --base_config "conf/${size}/train_base.yaml" \
         --asr_config "conf/${size}/train_asr.yaml" --ser_config "conf/${size}/train_ser.yaml" \
         --merge_config "conf/${size}/train_merge.yaml" --merge_dir ../../../conf/merge \
+        --baseline_conf "conf/${size}/baselines" \
         --token_type unigram --n_tokens 100 --merge_jobs "${cores}" --nj "${cores}" \
         "${preset[@]}" "${rest[@]}" &
     trap 'kill -TERM $! 2>/dev/null; wait $!; exit 143' INT TERM HUP

@@ -33,5 +33,5 @@ exec ./adaltm.sh \
     --feats_type extracted --merge_jobs "$(nproc)" --nj "$(nproc)" \
     --base_config "${conf}/train_base.yaml" --asr_config "${conf}/train_asr.yaml" \
     --ser_config "${conf}/train_ser.yaml" --merge_config "${conf}/train_merge.yaml" \
-    --merge_dir ../../../conf/merge --token_type char --n_tokens 0 \
+    --merge_dir ../../../conf/merge --baseline_conf "${conf}/baselines" --token_type char --n_tokens 0 \
     "${preset[@]}" "${rest[@]}"

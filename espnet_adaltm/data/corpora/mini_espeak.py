@@ -13,7 +13,7 @@ import hashlib
 import itertools
 import multiprocessing
 import random
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
@@ -31,6 +31,7 @@ from espnet_adaltm.data.corpora.mini_espeak_voices import (
     speaker_bank,
 )
 from espnet_adaltm.data.datadir import write_data_dir
+from espnet_adaltm.data.label_share import nested_subset
 from espnet_adaltm.errors import UserError
 from espnet_adaltm.files import read_json, write_json
 from espnet_adaltm.progress import progress
@@ -206,28 +207,14 @@ def _new_sentence(
 
 
 def labelled_subset(utterances: Sequence[Utterance], share: float, seed: int) -> set[str]:
-    """Choose the utterances that keep their emotion label.
-
-    The share holds within every emotion and is taken from all speakers in turn. With the same seed
-    a smaller share is a subset of a larger one.
+    """Choose the utterances that keep their emotion label, see `nested_subset`.
 
     Returns:
         Utterance keys.
     """
-    chosen: set[str] = set()
-    for emotion in EMOTIONS:
-        rng = random.Random(f"{seed}/labelled/{emotion}")
-        queues: dict[str, list[str]] = defaultdict(list)
-        for utterance in utterances:
-            if utterance.emotion == emotion:
-                queues[utterance.speaker.name].append(utterance.key)
-        for name in sorted(queues):
-            rng.shuffle(queues[name])
-        order = rng.sample(sorted(queues), len(queues))
-        rounds = itertools.zip_longest(*(queues[name] for name in order))
-        keys = [key for turn in rounds for key in turn if key is not None]
-        chosen.update(keys[: round(share * len(keys))])
-    return chosen
+    emotions = {utterance.key: utterance.emotion for utterance in utterances}
+    speakers = {utterance.key: utterance.speaker.name for utterance in utterances}
+    return nested_subset(emotions, speakers, share, seed)
 
 
 def channel_ceilings(

@@ -1,0 +1,329 @@
+"""A test-time memory that is plugged into one layer of any speech or audio language model.
+
+    layer = MemoryLayer(dim=768)
+    layer.attach(host.layers[6])          # any module whose output is hidden states [B, T, D]
+    host(first_turns)                     # row i of every call is the next turn of dialogue i
+    host(second_turns)
+    layer.reset()                         # other dialogues begin
+
+[P] Titans-as-a-Layer (arXiv 2606.08573): the dialogue's history is written into a small neural
+memory at test time and read back as a residual at the audio tokens; the host's token positions and
+weights stay as they are. The rule is Titans' (`titans.py`).
+
+Ours, for what is unknown: `h' = h + tanh(g) W_out read(x)` with `x = W_in LayerNorm(h)`, and g = 0
+at first, so that an untrained layer changes nothing; the learned weights of an empty memory;
+reading before writing, so that a turn never hears itself; float32 (the layer's own type; a host may
+have another); the biases that the three gates start with. From the original: `k, v, q = silu(x W)`,
+k and q being L2-normalised, and gates that are sigmoids of a linear map.
+"""
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.hooks import RemovableHandle
+
+from espnet_adaltm.errors import UserError
+from espnet_adaltm.models import titans
+from espnet_adaltm.models.masks import length_mask
+from espnet_adaltm.models.titans import Gates, State
+
+# Where the gates start: past surprise fades over ten frames, a step is an eighth of the largest,
+# and a turn of three seconds forgets a tenth.
+_MOMENTUM, _STEP, _FORGET = 2.2, -2.0, -7.0
+
+
+@dataclass(frozen=True)
+class Turns:
+    """Which dialogue every row of a batch belongs to.
+
+    Attributes:
+        dialogs: The dialogue of each row; rows of one are in the order of its turns.
+        carry: Start with what earlier calls left of these dialogues, and keep what this one
+            leaves (without gradients). Otherwise every dialogue begins with an empty memory.
+        learn: Write at all.
+        sources: The dialogue whose memory each row reads instead of its own, as `keep_aside` found
+            it; for ablations, with ``carry`` and at most one row per dialogue.
+    """
+
+    dialogs: tuple[str, ...]
+    carry: bool = False
+    learn: bool = True
+    sources: tuple[str, ...] | None = None
+
+    @cached_property
+    def names(self) -> list[str]:
+        """The dialogues, those with the most turns first."""
+        counts: dict[str, int] = {}
+        for dialog in self.dialogs:
+            counts[dialog] = counts.get(dialog, 0) + 1
+        return sorted(counts, key=lambda dialog: -counts[dialog])
+
+    @cached_property
+    def steps(self) -> list[list[int]]:
+        """The rows of every dialogue's first turn, of its second turn and so on.
+
+        A step has a row for the first dialogues of `names`, as many as have that turn.
+        """
+        rows: dict[str, list[int]] = {dialog: [] for dialog in self.names}
+        for row, dialog in enumerate(self.dialogs):
+            rows[dialog].append(row)
+        longest = len(rows[self.names[0]]) if self.names else 0
+        return [
+            [rows[name][turn] for name in self.names if turn < len(rows[name])]
+            for turn in range(longest)
+        ]
+
+
+class MemoryLayer(nn.Module):
+    """Memories of dialogues, and the adapter between them and a host's layer.
+
+    Args:
+        dim: D, width of the host's hidden states.
+        size: Width of keys, values and queries.
+        width: Width of the memory's inner layer.
+        chunk: Frames that are written together; 1 is the exact rule, see `titans.write`.
+        truncate: Turns of a batch through which gradients flow back.
+        max_step: Greatest step that the frames of a chunk take together: theta is at most
+            `max_step / chunk`. Momentum makes it up to `1 / (1 - eta)` times as long; from a total
+            of about 2 on a memory may diverge.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        size: int = 256,
+        width: int = 256,
+        chunk: int = 64,
+        truncate: int = 8,
+        max_step: float = 0.2,
+    ) -> None:
+        super().__init__()
+        if min(size, width, chunk, truncate) < 1 or max_step <= 0:
+            raise UserError(
+                f"memory: size {size}, width {width}, chunk {chunk}, truncate {truncate} and "
+                f"max_step {max_step} must be positive"
+            )
+        self.chunk, self.truncate, self.max_step = chunk, truncate, max_step
+        self.norm = nn.LayerNorm(dim)
+        self.w_in = nn.Linear(dim, size, bias=False)
+        self.keys, self.values, self.queries = (nn.Linear(size, size, bias=False) for _ in range(3))
+        self.gates = nn.Linear(size, 3)
+        self.w_out = nn.Linear(size, dim, bias=False)
+        self.gate = nn.Parameter(torch.zeros(()))
+        # For unit keys the inner layer then has a norm of about one, whatever its width.
+        self.first = nn.Parameter(torch.randn(width, size) * 2 / width**0.5)
+        self.second = nn.Parameter(torch.zeros(size, width))
+        nn.init.zeros_(self.gates.weight)
+        with torch.no_grad():
+            self.gates.bias.copy_(torch.tensor([_MOMENTUM, _STEP, _FORGET]))
+        self.enabled = True
+        self._states: dict[str, State] = {}
+        self._aside: dict[str, State] = {}
+        self._turns: Turns | None = None
+        self._mask: Tensor | None = None
+        self._lengths: Tensor | None = None
+
+    def attach(self, module: nn.Module) -> RemovableHandle:
+        """Add this layer's residual to what ``module`` returns from now on.
+
+        Args:
+            module: Returns hidden states [B, T, D], or a tuple that begins with them. A host that
+                bypasses its modules' ``__call__`` does not run hooks.
+
+        Returns:
+            Its ``remove()`` detaches the layer.
+        """
+
+        def hook(_: nn.Module, __: Any, output: Any) -> Any:
+            if isinstance(output, tuple):
+                return (self._heard(output[0]), *output[1:])
+            return self._heard(output)
+
+        return module.register_forward_hook(hook)
+
+    @contextmanager
+    def listen(
+        self,
+        turns: Turns | None = None,
+        *,
+        mask: Tensor | None = None,
+        lengths: Tensor | None = None,
+    ) -> Iterator[None]:
+        """Say what the host's calls inside the block are about.
+
+        Args:
+            turns: Dialogues of the rows; by default row i is the next turn of dialogue i.
+            mask: Audio positions, bool [B, T]; everything else is neither read nor written.
+            lengths: [B], instead of ``mask``: the first positions of each row. All by default.
+        """
+        before = self._turns, self._mask, self._lengths
+        self._turns, self._mask, self._lengths = turns, mask, lengths
+        try:
+            yield
+        finally:
+            self._turns, self._mask, self._lengths = before
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave the host alone inside the block, e.g. while it generates text."""
+        before, self.enabled = self.enabled, False
+        try:
+            yield
+        finally:
+            self.enabled = before
+
+    def _heard(self, hidden: Tensor) -> Tensor:
+        if not self.enabled:
+            return hidden
+        mask = self._mask
+        if mask is None and self._lengths is not None:
+            mask = length_mask(self._lengths, hidden.shape[1])
+        return self(hidden, mask, self._turns)
+
+    def forward(
+        self, hidden: Tensor, mask: Tensor | None = None, turns: Turns | None = None
+    ) -> Tensor:
+        """Read, add and write.
+
+        Args:
+            hidden: [B, T, D], a turn per row.
+            mask: Audio positions, bool [B, T]; all by default.
+            turns: See `listen`.
+
+        Returns:
+            [B, T, D] in the type of ``hidden``; unchanged outside the mask, and everywhere while
+            the gate is 0.
+        """
+        if turns is None:
+            turns = Turns(tuple(str(row) for row in range(len(hidden))), carry=True)
+        if mask is None:
+            mask = torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device)
+        if len(turns.dialogs) != len(hidden) or mask.shape != hidden.shape[:2]:
+            raise ValueError(
+                f"hidden states {tuple(hidden.shape)} do not go with a mask {tuple(mask.shape)} "
+                f"and {len(turns.dialogs)} turns"
+            )
+        with torch.autocast(hidden.device.type, enabled=False):
+            # Audio positions move to the front: where they stand in a text must not matter.
+            order = (~mask).to(torch.uint8).argsort(dim=1, stable=True)
+            lengths = mask.sum(1)
+            size = int(lengths.max()) if len(mask) else 0
+            order = order[:, :size, None]
+            frames = hidden.to(self.first.dtype).take_along_dim(order, 1)
+            outside = ~length_mask(lengths, size)[..., None]
+            answers = self._converse(frames.masked_fill(outside, 0.0), lengths.tolist(), turns)
+            if not torch.is_grad_enabled() and float(self.gate) == 0.0:
+                return hidden
+            residual = torch.tanh(self.gate) * self.w_out(answers)
+            changed = (frames + residual.masked_fill(outside, 0.0)).to(hidden.dtype)
+        return hidden.scatter(1, order.expand_as(changed), changed)
+
+    def _converse(self, frames: Tensor, lengths: list[int], turns: Turns) -> Tensor:
+        """Let every dialogue's turns read and write in their order; [B, T, D] to [B, T, size]."""
+        x = self.w_in(self.norm(frames))
+        queries = functional.normalize(functional.silu(self.queries(x)), dim=-1)
+        keys = functional.normalize(functional.silu(self.keys(x)), dim=-1)
+        values = functional.silu(self.values(x))
+        gates = self.gates(x).sigmoid() * x.new_tensor([1.0, self.max_step / self.chunk, 1.0])
+        valid = length_mask(torch.tensor(lengths, device=x.device), x.shape[1])
+        weights = titans.plan(Gates(*gates.unbind(-1)), valid, self.chunk) if turns.learn else None
+        state, ended, answers, rows = self._begin(turns), [], [], []
+        for number, step in enumerate(turns.steps):
+            longest = max(lengths[row] for row in step)
+            if len(step) < len(state.first):
+                ended.append(state.pick(slice(len(step), None)))
+                state = state.pick(slice(len(step)))
+            if number and number % self.truncate == 0:
+                state = state.detach()
+            source = state if turns.sources is None else self._sources(turns, step)
+            answer = titans.recall(source, queries[step, :longest])
+            answers.append(functional.pad(answer, (0, 0, 0, frames.shape[1] - longest)))
+            rows += step
+            if turns.learn:
+                now = weights.rows(step, longest)
+                state = titans.write(state, keys[step, :longest], values[step, :longest], now)
+        if turns.carry:
+            self._keep(turns, titans.join([state, *ended[::-1]]))
+        place = torch.tensor(rows, device=frames.device).argsort()
+        return torch.cat(answers)[place] if answers else x
+
+    def _begin(self, turns: Turns) -> State:
+        """The memories of `Turns.names` before the batch."""
+        if not turns.carry or not any(name in self._states for name in turns.names):
+            return self._empty(len(turns.names))
+        return self._stack([self._states.get(name) for name in turns.names])
+
+    def _empty(self, count: int) -> State:
+        return titans.new_state(self.first, self.second, count)
+
+    def _stack(self, found: list[State | None]) -> State:
+        empty, device = self._empty(1), self.first.device
+        return titans.join([empty if one is None else one.to(device) for one in found])
+
+    def _keep(self, turns: Turns, state: State) -> None:
+        state = state.detach()
+        for index, name in enumerate(turns.names):
+            # A copy: a view would keep the memories of the whole batch alive.
+            one = state.pick(slice(index, index + 1))
+            self._states[name] = State(*(part.clone() for part in one))
+
+    def _sources(self, turns: Turns, step: list[int]) -> State:
+        if not turns.carry or len(turns.steps) > 1:
+            raise ValueError("reading other dialogues needs carry, and one row per dialogue")
+        return self._stack([self._aside.get(turns.sources[row]) for row in step])
+
+    def keep_aside(self) -> None:
+        """Remember the memories of this moment for `Turns.sources`."""
+        self._aside = dict(self._states)
+
+    def reset(self, dialog: str | None = None) -> None:
+        """Forget one dialogue, or all of them."""
+        if dialog is None:
+            self._states.clear()
+            self._aside.clear()
+        else:
+            self._states.pop(dialog, None)
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the layer's weights: memories make sense to these only."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.state_dict().items()):
+            digest.update(name.encode() + tensor.detach().cpu().float().numpy().tobytes())
+        return digest.hexdigest()
+
+    def memory_state(self) -> dict[str, Tensor]:
+        """What is remembered of all dialogues, ``<part>/<dialogue>`` to [..] on the CPU."""
+        return {
+            f"{part}/{dialog}": tensor[0].cpu()
+            for dialog, state in self._states.items()
+            for part, tensor in state._asdict().items()
+        }
+
+    def load_memory_state(self, tensors: Mapping[str, Tensor], where: str = "memory") -> None:
+        """Replace everything that is remembered by what `memory_state` returned.
+
+        Raises:
+            UserError: Parts are missing, or belong to memories of another size.
+        """
+        shapes = {name: part.shape[1:] for name, part in self._empty(1)._asdict().items()}
+        dialogs = dict.fromkeys(name.partition("/")[2] for name in tensors)
+        states = {}
+        for dialog in dialogs:
+            parts = {name: tensors.get(f"{name}/{dialog}") for name in shapes}
+            for name, part in parts.items():
+                if part is None or part.shape != shapes[name]:
+                    found = "nothing" if part is None else f"shape {tuple(part.shape)}"
+                    raise UserError(
+                        f"{where}: dialogue {dialog!r} has {found} for {name}, expected shape "
+                        f"{tuple(shapes[name])}: it was saved by another memory"
+                    )
+            states[dialog] = State(**{k: v.to(self.first)[None] for k, v in parts.items()})
+        self._states, self._aside = states, {}

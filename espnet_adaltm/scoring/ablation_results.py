@@ -1,0 +1,319 @@
+"""What the points of an ablation say together: paired tests by axis, JSON and ``ABLATIONS.md``."""
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from espnet_adaltm.errors import UserError
+from espnet_adaltm.files import read_json
+from espnet_adaltm.scoring import tables
+from espnet_adaltm.scoring.ablations import Ablations, Axis, Point, row_name, same_command
+from espnet_adaltm.scoring.aggregate import ALL, PairedTest
+from espnet_adaltm.scoring.document import TESTS
+from espnet_adaltm.scoring.statistics import holm
+
+METRICS = ("macro_f1", "uar", "wer")
+RECORD = "point.json"
+RESULTS = "results.json"
+
+LEGEND = """Percent; ± is half of the {level:.0f} % percentile bootstrap interval
+({resamples} resamples of {unit}s, each seed averaged within a resample), σ the standard deviation
+over training seeds. The differences are of macro-F1, in points of percent with their interval: a
+row minus a reference of its own run (trained with the same options), on the same resamples. Stars:
+two-sided bootstrap p below 0.05 (\\*), 0.01 (\\*\\*), 0.001 (\\*\\*\\*) after Holm's correction
+over all tests of macro-F1 in the table; before it, p is at least {least:.2g}. In italics: the
+references, where a run has others than the runs above it."""
+WARNING = """All points are compared on the test set: the best of many is flattered by chance. What
+is picked here has to be confirmed on other speakers, or picked on the validation set."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A point and what became of it.
+
+    Attributes:
+        point: The point.
+        command: That makes it.
+        state: Empty if ``result`` may be used, else why not.
+        result: The run's ``results.json``.
+    """
+
+    point: Point
+    command: tuple[str, ...]
+    state: str
+    result: Mapping[str, Any]
+
+    def names(self, references: Sequence[str]) -> list[str]:
+        """Systems of the rows, then of those references that are no rows here."""
+        return list(dict.fromkeys([*self.point.row_names, *map(row_name, references)]))
+
+    def scores(self, name: str, part: str) -> Mapping[str, Any]:
+        """Metric to ``{seeds, mean, std, low, high}`` of one system on one set; may be empty."""
+        sets = self.result["systems"].get(name, {}).get("sets", {})
+        return sets.get(part, {}).get(ALL, {})
+
+    def seeds(self, name: str) -> int:
+        """Number of trainings of one system."""
+        return len(self.result["systems"][name]["seeds"])
+
+
+def read_outcome(point: Point, command: Sequence[str], folder: Path) -> Outcome:
+    """Read what is known about a point.
+
+    Raises:
+        UserError: The run ended well, but its ``results.json`` is damaged or lacks a row.
+    """
+
+    def unusable(state: str) -> Outcome:
+        return Outcome(point, tuple(command), state, {})
+
+    if not (folder / RECORD).exists():
+        return unusable("not run")
+    record = read_json(folder / RECORD)
+    if not same_command(record["command"], command):
+        return unusable("run with other options")
+    if record["code"] != 0:
+        return unusable(f"failed with status {record['code']}")
+    result = read_json(folder / RESULTS)
+    missing = [name for name in point.row_names if name not in result.get("systems", {})]
+    if missing:
+        raise UserError(f"{folder / RESULTS} has no system {missing[0]!r}: run {point.key} again")
+    return Outcome(point, tuple(command), "", result)
+
+
+def check_bootstrap(outcomes: Iterable[Outcome]) -> dict[str, Any]:
+    """How all points were resampled; empty if there is none.
+
+    Raises:
+        UserError: Not all alike.
+    """
+    used = [outcome for outcome in outcomes if not outcome.state]
+    for outcome in used:
+        theirs, ours = outcome.result["bootstrap"], used[0].result["bootstrap"]
+        if theirs != ours:
+            raise UserError(
+                f"{outcome.point.key} was resampled by {theirs}, {used[0].point.key} by {ours}: "
+                "run one of them again"
+            )
+    return dict(used[0].result["bootstrap"]) if used else {}
+
+
+def axis_tests(
+    outcomes: Sequence[Outcome], references: Sequence[str], part: str
+) -> dict[tuple[str, str, str, str], PairedTest]:
+    """Every row minus every reference of its run; ``p_holm`` within each metric of the axis.
+
+    Args:
+        outcomes: Of the points of one axis.
+        references: See `Ablations`.
+        part: Name of the test set.
+
+    Returns:
+        (point, row, reference, metric) to the test.
+    """
+    found = {
+        (outcome.point.name, row, reference, metric): test
+        for outcome in outcomes
+        if not outcome.state
+        for row in outcome.point.row_names
+        for reference in map(row_name, references)
+        for metric in METRICS
+        if (test := find_test(outcome.result, part, row, reference, metric)) is not None
+    }
+    for metric in METRICS:
+        keys = [key for key in found if key[3] == metric]
+        for key, p in zip(keys, holm([found[key].p for key in keys])):
+            found[key] = replace(found[key], p_holm=p)
+    return found
+
+
+def find_test(
+    result: Mapping[str, Any], part: str, first: str, second: str, metric: str
+) -> PairedTest | None:
+    """The paired test of two systems in a ``results.json``, as ``first`` minus ``second``."""
+    for entry in result.get("all_pairs", {}).get(part, []):
+        test = PairedTest(**entry)
+        if test.metric == metric and {test.first, test.second} == {first, second}:
+            return test if test.first == first else turned(test)
+    return None
+
+
+def turned(test: PairedTest) -> PairedTest:
+    """The same test as second minus first."""
+    return replace(
+        test,
+        first=test.second,
+        second=test.first,
+        difference=0.0 - test.difference,  # not -0.0
+        low=0.0 - test.high,
+        high=0.0 - test.low,
+    )
+
+
+def set_names(outcomes: Iterable[Outcome]) -> list[str]:
+    """Test sets that any point has, in order."""
+    found = (
+        o.result["systems"][row]["sets"] for o in outcomes for row in o.result.get("systems", {})
+    )
+    return list(dict.fromkeys(part for sets in found for part in sets))
+
+
+def as_json(config: Ablations, outcomes: Mapping[str, Outcome]) -> dict[str, Any]:
+    """Everything behind the document, as one JSON object.
+
+    Args:
+        config: The configuration.
+        outcomes: By `Point.key`, of all its points.
+    """
+    parts = set_names(outcomes.values())
+    axes = {}
+    for axis in config.axes:
+        mine = [outcomes[point.key] for point in axis.points]
+        axes[axis.name] = {
+            "title": axis.title,
+            "points": {o.point.name: _point_json(o, config.references, parts) for o in mine},
+            "tests": {
+                part: [
+                    {"point": key[0], **asdict(test)}
+                    for key, test in axis_tests(mine, config.references, part).items()
+                ]
+                for part in parts
+            },
+        }
+    return {
+        "references": list(map(row_name, config.references)),
+        "bootstrap": check_bootstrap(outcomes.values()),
+        "axes": axes,
+    }
+
+
+def _point_json(
+    outcome: Outcome, references: Sequence[str], parts: Sequence[str]
+) -> dict[str, Any]:
+    described = {
+        "state": outcome.state or "done",
+        "rows": list(outcome.point.row_names),
+        "options": dict(outcome.point.options),
+    }
+    if outcome.state:
+        return described
+    systems = {
+        name: {
+            part: {metric: scores[metric] for metric in METRICS if metric in scores}
+            for part in parts
+            if (scores := outcome.scores(name, part))
+        }
+        for name in outcome.names(references)
+    }
+    return {**described, "systems": systems}
+
+
+# ------------------------------------------------------------------------------ Markdown
+def document(
+    config: Ablations,
+    outcomes: Mapping[str, Outcome],
+    recipe: str,
+    commands: Sequence[str],
+    environment: Mapping[str, str],
+    pictures: Mapping[str, Path],
+    folder: Path,
+) -> str:
+    """Compose ``ABLATIONS.md``.
+
+    Args:
+        config: The configuration.
+        outcomes: By `Point.key`, of all its points.
+        recipe: For the heading.
+        commands: What was typed.
+        environment: From `environment.environment`.
+        pictures: ``axis/set`` to file.
+        folder: Where the document will lie; pictures are linked relative to it.
+    """
+    options = check_bootstrap(outcomes.values())
+    parts = [f"# Ablations of {recipe}", "Generated by `espnet_adaltm.bin.ablations`.", WARNING]
+    parts += ["## Environment", tables.facts(environment)]
+    parts += ["## Commands", "```sh\n" + "\n".join(commands) + "\n```"]
+    if options:
+        legend = LEGEND.format(
+            level=100 * options["level"],
+            resamples=options["resamples"],
+            unit=options["unit"],
+            least=2 / (options["resamples"] + 1),
+        )
+        parts += ["## How to read the tables", legend, f"The tables of all tests: {TESTS}"]
+    sets = set_names(outcomes.values())
+    for axis in config.axes:
+        mine = [outcomes[point.key] for point in axis.points]
+        parts.append(f"## {axis.title}")
+        parts += [axis.about] if axis.about else []
+        for part in sets if any(not outcome.state for outcome in mine) else []:
+            parts += _axis_sections(axis, mine, config.references, part)
+            if (path := pictures.get(f"{axis.name}/{part}")) is not None:
+                link = Path(os.path.relpath(path, folder)).as_posix()
+                parts.append(f"![{axis.title}, {part}]({link})")
+        missing = [f"- `{o.point.name}`: {o.state}" for o in mine if o.state]
+        parts += ["Not in the tables:", "\n".join(missing)] if missing else []
+    return "\n\n".join(parts) + "\n"
+
+
+def _axis_sections(
+    axis: Axis, outcomes: Sequence[Outcome], references: Sequence[str], part: str
+) -> list[str]:
+    tests = axis_tests(outcomes, references, part)
+    header, rows = axis_table(outcomes, references, part, tests)
+    sections = [f"Set `{part}`:", tables.markdown([axis.label, *header[1:]], rows)]
+    if tests:
+        shown = [replace(test, view=point) for (point, *_), test in tests.items()]
+        table = tables.markdown(*tables.comparison_table(shown))
+        sections.append(f"<details><summary>all tests</summary>\n\n{table}\n\n</details>")
+    return sections
+
+
+def axis_table(
+    outcomes: Sequence[Outcome],
+    references: Sequence[str],
+    part: str,
+    tests: Mapping[tuple[str, str, str, str], PairedTest],
+) -> tuple[list[str], tables.Rows]:
+    """One row per point and merge, and one for references that differ from those of other points.
+
+    Args:
+        outcomes: Of the points of one axis.
+        references: See `Ablations`.
+        part: Name of the test set.
+        tests: From `axis_tests`.
+    """
+    names = [row_name(reference) for reference in references]
+    rows: tables.Rows = []
+    shown: set[tuple[str, tuple[float, ...]]] = set()
+    for outcome in outcomes:
+        for name in [] if outcome.state else outcome.names(references):
+            scores = outcome.scores(name, part)
+            values = [scores[metric]["seeds"] for metric in METRICS if metric in scores]
+            same = name, tuple(value for seeds in values for value in seeds)
+            is_row = name in outcome.point.row_names
+            if not scores or (not is_row and same in shown):
+                continue
+            shown.add(same)
+            cells = [percent(scores[m]) if m in scores else "-" for m in METRICS]
+            keys = [(outcome.point.name, name, reference, "macro_f1") for reference in names]
+            cells += [difference(tests[key]) if key in tests else "-" for key in keys]
+            title = name if is_row else f"*{name}*"
+            rows.append([outcome.point.name, title, str(outcome.seeds(name)), *cells])
+    titles = [*map(tables.TITLES.get, METRICS), *[f"minus {name}" for name in names]]
+    return ["point", "merge", "seeds", *titles], rows
+
+
+def percent(scores: Mapping[str, Any]) -> str:
+    """``47.1 ±2.0 σ 0.8``, as `tables.percent`, of what a ``results.json`` holds."""
+    spread = "" if scores["std"] is None else f" σ {100 * scores['std']:.1f}"
+    return f"{100 * scores['mean']:.1f} ±{50 * (scores['high'] - scores['low']):.1f}{spread}"
+
+
+def difference(test: PairedTest) -> str:
+    """``+1.3 [-0.2, +2.8] *`` in points of percent, stars by the corrected p."""
+    text = f"{100 * test.difference:+.1f} [{100 * test.low:+.1f}, {100 * test.high:+.1f}]"
+    stars = "\\*" * sum(test.p_holm < level for level in (0.05, 0.01, 0.001))
+    return f"{text} {stars}".rstrip()
