@@ -28,7 +28,8 @@ def test_a_programs_peak_is_its_own_and_not_ours(tmp_path):
     )
     assert ballast.numel()
     assert small.peak_mb < 60
-    assert 100 <= large.peak_mb - small.peak_mb < 115
+    # the kernel counts resident pages to within a few per cent
+    assert 95 <= large.peak_mb - small.peak_mb < 115
     assert 95 <= large.peak_anonymous_mb < 130
     assert large.seconds > 0.3 > small.cpu_seconds
 
