@@ -1,6 +1,7 @@
 """Pieces on threads: each element once, buffers reused, the first error ends it."""
 
 import threading
+import time
 
 import pytest
 import torch
@@ -69,6 +70,7 @@ def test_the_first_error_ends_the_work():
         done.append(piece.name)
         if piece.name == "3":
             raise ValueError("three")
+        time.sleep(0.005)  # or the other thread could finish all before the error is seen
 
     with pytest.raises(ValueError, match="three"):
         run_threads(pieces, work, threads=2)
