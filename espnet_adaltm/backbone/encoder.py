@@ -4,7 +4,7 @@
     hidden, lengths = encoder(speech, lengths)               # 25 tensors [B, T, 1024]
 
 The modules, their names and their numbers are Hugging Face's; how they are computed is not: the CNN
-stays channels-last, attention uses fused kernels, the position bias is built once. Three things are
+stays channels-last, attention keeps no weights, the position bias is built once. Three things are
 different on purpose: results do not depend on padding (group-norm front ends included), layer drop
 and Hugging Face's random SpecAugment never happen, and the positional convolution holds its
 effective weight instead of weight norm's two factors.
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from espnet_adaltm.backbone import ops
+from espnet_adaltm.backbone.attention import attention
 from espnet_adaltm.backbone.geometry import CnnGeometry, conv_length
 from espnet_adaltm.errors import UserError
 
@@ -256,20 +257,22 @@ class SpeechEncoder(nn.Module):
             projection(x).view(batch, size, heads, -1).transpose(1, 2)
             for projection in (module.q_proj, module.k_proj, module.v_proj)
         )
-        added = padding
+        gate = None
         if bias is not None:
             linear = module.gru_rel_pos_linear
             gate = ops.position_gate(x, linear.weight, linear.bias, module.gru_rel_pos_const, heads)
-            added = gate * bias if padding is None else torch.addcmul(padding, gate, bias)
-            added = added.to(query.dtype)
         p = module.dropout if self.training else 0.0
-        out = ops.attention(query, key, value, added, p)
+        out = attention(query, key, value, gate, bias, padding, p)
         return module.out_proj(out.transpose(1, 2).reshape(batch, size, width))
 
     def _feed_forward(self, module: nn.Module, x: Tensor) -> Tensor:
-        x = module.intermediate_act_fn(module.intermediate_dense(x))
-        x = ops.dropout(x, module.intermediate_dropout.p, self.training)
-        return ops.dropout(module.output_dense(x), module.output_dropout.p, self.training)
+        x = module.intermediate_dense(x)
+        out, p = module.output_dense, module.intermediate_dropout.p
+        if self.body.config.hidden_act == "gelu" and not (self.training and p):
+            x = ops.gelu_linear(x, out.weight, out.bias)
+        else:
+            x = out(ops.dropout(module.intermediate_act_fn(x), p, self.training))
+        return ops.dropout(x, module.output_dropout.p, self.training)
 
     def _mask_embedding(self) -> Tensor:
         embedding = getattr(self.body, _MASK, None)

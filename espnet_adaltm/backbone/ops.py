@@ -4,10 +4,13 @@ All of them work on ``[B, T, C]``, channels innermost, so that layer norms need 
 """
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 
 def conv1d(x: Tensor, weight: Tensor, bias: Tensor | None, *, stride: int = 1) -> Tensor:
@@ -78,13 +81,63 @@ def dropout(x: Tensor, p: float, training: bool) -> Tensor:
         return x
     if x.device.type != "cpu":
         return F.dropout(x, p, training=True)
+    return x * dropout_factor(x.shape, p, x.dtype)
+
+
+def dropout_factor(
+    shape: Sequence[int], p: float, dtype: torch.dtype, generator: torch.Generator | None = None
+) -> Tensor:
+    """What `dropout` multiplies by: 0 or ``1 / (1 - p)``, on the CPU.
+
+    Args:
+        shape: Of the result.
+        p: Probability of 0.
+        dtype: Of the result.
+        generator: Torch's global one if None.
+    """
     dropped = round(p * 65536)
     if dropped == 65536:
-        return x * 0.0
-    words = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
-    uniform = words.view(torch.int16)[: x.numel()].view(x.shape)
+        return torch.zeros(shape, dtype=dtype)
+    size = math.prod(shape)
+    words = torch.empty((size + 3) // 4, dtype=torch.int64)
+    words.random_(-(2**63), None, generator=generator)
+    uniform = words.view(torch.int16)[:size].view(shape)
     kept = uniform >= dropped - 32768
-    return x * kept.to(x.dtype).mul_(65536 / (65536 - dropped))
+    return kept.to(dtype).mul_(65536 / (65536 - dropped))
+
+
+class _GeluLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return F.linear(F.gelu(x), weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        flat = grad.reshape(-1, grad.shape[-1])
+        d_x = d_weight = d_bias = None
+        if ctx.needs_input_grad[1]:
+            d_weight = flat.t() @ F.gelu(x).view(-1, x.shape[-1])
+        if ctx.needs_input_grad[2]:
+            d_bias = flat.sum(0)
+        if ctx.needs_input_grad[0]:
+            d_x = torch.ops.aten.gelu_backward((flat @ weight).view_as(x), x)
+        return d_x, d_weight, d_bias
+
+
+def gelu_linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """``linear(gelu(x))`` that keeps ``x`` for the backward pass, and not ``gelu(x)`` too.
+
+    Args:
+        x: Shape ``[..., C]``.
+        weight: Shape ``[out, C]``.
+        bias: Shape ``[out]``.
+    """
+    if torch.is_autocast_enabled(x.device.type):  # mixed types: autograd's own way
+        return F.linear(F.gelu(x), weight, bias)
+    return _GeluLinear.apply(x.contiguous(), weight, bias)
 
 
 def position_buckets(
@@ -139,34 +192,3 @@ def position_gate(x: Tensor, weight: Tensor, bias: Tensor, const: Tensor, heads:
     gates = torch.sigmoid(F.linear(x.view(batch, size, heads, -1), weight, bias))
     update, reset = gates.permute(0, 2, 1, 3).split(1, dim=-1)
     return update * (reset * const - 1.0) + 2.0
-
-
-def attention(
-    query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, dropout_p: float
-) -> Tensor:
-    """Scaled dot-product attention with an additive bias.
-
-    Args:
-        query: Shape ``[B, H, T, d]``; key and value alike.
-        bias: Added to the scores, broadcastable to ``[B, H, T, T]``, ``-inf`` at padded keys.
-        dropout_p: Dropout of the attention weights (0 outside training).
-
-    Returns:
-        Shape ``[B, H, T, d]``.
-    """
-    if query.device.type != "cpu" or not torch.is_grad_enabled():
-        return F.scaled_dot_product_attention(
-            query, key, value, attn_mask=bias, dropout_p=dropout_p
-        )
-    # torch's fused CPU kernel takes neither dropout nor a bias that needs a gradient, and its
-    # fall-back makes more passes over the scores than this
-    batch, heads, size, width = query.shape
-    flat = (batch * heads, size, width)
-    query, key = query.reshape(flat), key.reshape(flat).transpose(1, 2)
-    if bias is None:
-        scores = torch.bmm(query * width**-0.5, key)
-    else:
-        added = bias.expand(batch, heads, size, size).reshape(batch * heads, size, size)
-        scores = torch.baddbmm(added, query, key, alpha=width**-0.5)
-    weights = dropout(torch.softmax(scores, dim=-1), dropout_p, training=dropout_p > 0.0)
-    return torch.bmm(weights, value.reshape(flat)).view(batch, heads, size, width)

@@ -61,6 +61,8 @@ def test_gradients_equal_hugging_face(family, large):
     for name, parameter in encoder.named_encoder_parameters():
         if name in expected and parameter.requires_grad:
             scale = max(1.0, float(expected[name].abs().max()))
+            if name.endswith("k_proj.bias"):  # 0 but for rounding: softmax ignores it
+                scale = max(scale, float(expected[name.replace("k_proj", "v_proj")].abs().max()))
             assert difference(parameter.grad, expected[name]) < 2e-5 * scale, name
             compared += 1
     assert compared == len(expected) - 3  # mask embedding, and weight norm's two factors

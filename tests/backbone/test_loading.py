@@ -52,7 +52,7 @@ def test_saved_folder_loads_in_transformers(tmp_path, family, large):
         normalised = encoder.normalize_waveform(speech, lengths)
         theirs = body(normalised, output_hidden_states=True)
         again = SpeechEncoder(body)(speech, lengths).hidden
-    assert difference(again[-1], ours[-1]) < 2e-6
+    assert difference(again[-1], ours[-1]) < 5e-6
     # Hugging Face's own forward pass: another order of operations, but the same last state
     assert difference(theirs.last_hidden_state, ours[-1]) < 1e-5
     assert difference(theirs.hidden_states[-1], ours[-1]) < 1e-5

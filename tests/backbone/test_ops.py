@@ -36,17 +36,33 @@ def test_dropout_passes_the_gradient_of_what_it_kept():
     assert torch.equal(x.grad, out.detach())
 
 
-@pytest.mark.parametrize("bias_shape", [None, (1, 1, 1, 7), (3, 2, 7, 7)])
-def test_attention_with_and_without_gradient_mode(bias_shape):
+@pytest.mark.parametrize("trained", [("x",), ("weight", "bias"), ("x", "weight", "bias")])
+def test_gelu_linear_has_autograds_gradients(trained):
     generator = torch.Generator().manual_seed(0)
-    query, key, value = torch.randn(3, 3, 2, 7, 5, generator=generator)
-    bias = None if bias_shape is None else torch.randn(bias_shape, generator=generator)
-    with torch.no_grad():
-        fused = ops.attention(query, key, value, bias, 0.0)
-    scores = query @ key.transpose(-1, -2) / 5**0.5
-    expected = torch.softmax(scores if bias is None else scores + bias, -1) @ value
-    assert difference(ops.attention(query, key, value, bias, 0.0), expected) < 1e-6
-    assert difference(fused, expected) < 1e-6
+    shapes = {"x": (2, 3, 5), "weight": (4, 5), "bias": (4,)}
+    inputs = {
+        name: torch.randn(shape, generator=generator, dtype=torch.float64)
+        for name, shape in shapes.items()
+    }
+    leaves = [inputs[name].requires_grad_() for name in trained]
+    probe = torch.randn(2, 3, 4, generator=generator, dtype=torch.float64)
+
+    def gradients(function):
+        return torch.autograd.grad((function(*inputs.values()) * probe).sum(), leaves)
+
+    plain = gradients(lambda x, weight, bias: F.linear(F.gelu(x), weight, bias))
+    for mine, expected in zip(gradients(ops.gelu_linear), plain, strict=True):
+        assert difference(mine, expected) < 1e-14
+
+
+def test_gelu_linear_keeps_only_its_input_and_weight():
+    x, weight = torch.randn(6, 50, requires_grad=True), torch.randn(4, 50, requires_grad=True)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda t: kept.append(t.numel()) or t, lambda t: t
+    ):
+        ops.gelu_linear(x, weight, torch.zeros(4))
+    assert sorted(kept) == [200, 300]
 
 
 def test_masked_channel_norm_equals_group_norm_on_each_clip():
