@@ -216,3 +216,17 @@ def test_the_example_of_the_documentation_is_a_recipe():
     recipe = Recipe.from_dict(yaml.safe_load(text))
     assert recipe.weights["ser"] == {"*": 0.5, "block0": 0, "block12": 0.8}
     assert LAYERS < 12
+
+
+def test_the_shipped_example_gives_every_layer_of_the_large_model_its_weight():
+    recipe = load_recipe(ROWS.parent / "offline" / "per_layer.yaml").for_tasks(["asr", "ser"])
+    names = [f"encoder.layers.{layer}.layer_norm.weight" for layer in range(24)]
+    names += ["feature_extractor.conv_layers.0.conv.weight"]
+    table = recipe.table(recipe.block_map(names, norm_first=True))
+    found = {
+        row: dict(zip(table.groups, values)) for row, values in zip(table.tasks, table.weights)
+    }
+    middle = {f"block{depth}" for depth in range(6, 17)}
+    assert found["asr"] == {group: 0.3 * (group != "block0") for group in table.groups}
+    assert {group for group, value in found["ser"].items() if value == 0.6} == middle
+    assert found["ser"]["block0"] == 0
