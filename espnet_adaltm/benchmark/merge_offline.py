@@ -82,6 +82,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     """
     if args.repeats < 1:
         raise UserError(f"--repeats {args.repeats}: give 1 or more")
+    if args.folder:
+        args.folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=args.folder, prefix="merge_offline_") as name:
         folder = Path(name)
         parameters = write_checkpoints(args.size, folder / "base", [folder / t for t in TASKS])

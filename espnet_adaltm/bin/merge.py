@@ -21,26 +21,15 @@ import argparse
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from espnet_adaltm.bin import cli
 from espnet_adaltm.errors import UserError
 from espnet_adaltm.files import atomic_dir, write_text
-from espnet_adaltm.merging.folder import (
-    RECIPE,
-    REPORT,
-    WEIGHTS,
-    check_config,
-    check_output,
-    is_norm_first,
-    merged_folder,
-    read_base_config,
-    write_recipe,
-)
-from espnet_adaltm.merging.merge_report import merge_report
-from espnet_adaltm.merging.mergekit import mergekit_text
-from espnet_adaltm.merging.offline import write_merged
-from espnet_adaltm.merging.plan import MergePlan
-from espnet_adaltm.merging.recipe import load_recipe
+from espnet_adaltm.merging.weight_files import Identities
+
+if TYPE_CHECKING:
+    from espnet_adaltm.merging.plan import MergePlan
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -109,31 +98,54 @@ def work(args: argparse.Namespace) -> None:
     """Do what the module says."""
     if args.threads is not None and args.threads < 1:
         raise UserError(f"--threads {args.threads}: give 1 or more")
-    recipe = load_recipe(args.config, args.coefficients)
     experts = named_paths(args.experts, "--experts")
     vectors = named_paths(args.vectors, "--vectors")
-    unused = [] if recipe.named_tasks is None else _drop(recipe.named_tasks, experts, vectors)
     if args.save_vectors and vectors:
         raise UserError("--save_vectors takes differences of --experts: there are --vectors")
-    config = read_base_config(args.base, any_names=recipe.any_names)
-    norm_first = is_norm_first(config)
+    with Identities([args.base, *experts.values()]) as identities:
+        _merge(args, experts, vectors, identities)
+
+
+def _merge(
+    args: argparse.Namespace,
+    experts: dict[str, Path],
+    vectors: dict[str, Path],
+    identities: Identities,
+) -> None:
+    # Importing torch takes seconds: mistakes in the options, and help, are told before.
+    from espnet_adaltm.merging import folder
+    from espnet_adaltm.merging.merge_report import merge_report
+    from espnet_adaltm.merging.mergekit import mergekit_text
+    from espnet_adaltm.merging.plan import MergePlan
+    from espnet_adaltm.merging.recipe import load_recipe
+
+    recipe = load_recipe(args.config, args.coefficients)
+    unused = [] if recipe.named_tasks is None else _drop(recipe.named_tasks, experts, vectors)
+    config = folder.read_base_config(args.base, any_names=recipe.any_names)
+    norm_first = folder.is_norm_first(config)
     with MergePlan(
         args.base, recipe, experts=experts, vectors=vectors, norm_first=norm_first
     ) as plan:
-        check_config(plan, config, args.base)
-        check_output(plan, args.out, args.save_vectors)
+        folder.check_config(plan, config, args.base)
+        folder.check_output(plan, args.out, args.save_vectors)
         translated = mergekit_text(plan) if args.mergekit_yaml else ""
-        hashes = plan.hashes()
+        hashes = plan.hashes(identities)
         if args.dry_run:
             print(merge_report(plan) + _unused(unused), end="")
             return
         print(_write(args, plan, config, hashes) + _unused(unused), end="")
-        print(f"written: {args.out} ({WEIGHTS}, {RECIPE}, {REPORT})")
+        print(f"written: {args.out} ({folder.WEIGHTS}, {folder.RECIPE}, {folder.REPORT})")
         if args.mergekit_yaml:
             write_text(args.mergekit_yaml, translated)
 
 
-def _write(args: argparse.Namespace, plan: MergePlan, config: dict, hashes: dict[str, str]) -> str:
+def _write(
+    args: argparse.Namespace, plan: "MergePlan", config: dict, hashes: dict[str, str]
+) -> str:
+    from espnet_adaltm.merging.folder import REPORT, WEIGHTS, merged_folder, write_recipe
+    from espnet_adaltm.merging.merge_report import merge_report
+    from espnet_adaltm.merging.offline import write_merged
+
     with ExitStack() as stack:
         files = {}
         if args.save_vectors:

@@ -14,7 +14,8 @@ from espnet_adaltm.merging.task_vector import (
     vector_metadata,
 )
 from espnet_adaltm.merging.tensor_file import Spec, TensorWriter
-from espnet_adaltm.merging.weights import Source, Weights, identity, open_weights
+from espnet_adaltm.merging.weight_files import identity
+from espnet_adaltm.merging.weights import Source, Weights, open_weights
 
 
 def extract_vectors(

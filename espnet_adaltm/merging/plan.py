@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from typing import Any, Self
 
 from torch import Tensor
@@ -17,7 +17,8 @@ from espnet_adaltm.merging.sources import DeltaSource, open_expert, open_vector,
 from espnet_adaltm.merging.sparsify import check_density, kth_magnitude
 from espnet_adaltm.merging.stream import default_threads
 from espnet_adaltm.merging.task_vector import TaskVector, depth
-from espnet_adaltm.merging.weights import Source, identity, open_weights
+from espnet_adaltm.merging.weight_files import Identities
+from espnet_adaltm.merging.weights import Source, open_weights
 
 NO_BLOCK = "in no block"
 ZERO = "coefficients are 0"
@@ -137,8 +138,11 @@ class MergePlan:
         few = len(self.sources) <= _ADDED_IN_TURN
         return self.recipe.method == "task_arithmetic" and few
 
-    def hashes(self) -> dict[str, str]:
+    def hashes(self, begun: Identities | None = None) -> dict[str, str]:
         """Take the SHA-256 of the base (``base``) and of experts, and compare.
+
+        Args:
+            begun: Hashes that are being taken already.
 
         Returns:
             ``base`` and each task, the expert's hash; empty where there is no file.
@@ -147,8 +151,9 @@ class MergePlan:
             UserError: A vector, an expert or the recipe was made from another base.
         """
         sources = [self._source] + [s.expert if s.expert is not None else {} for s in self.sources]
-        with ThreadPoolExecutor(default_threads()) as pool:
-            found = list(pool.map(identity, sources))
+        files = [source for source in sources if not isinstance(source, Mapping)]
+        with nullcontext(begun) if begun else Identities(files) as identities:
+            found = [identities(source) for source in sources]
         base = found[0]
         claims = [(self.recipe.made_from.get("base_sha256"), f"the recipe {self.recipe.name}")]
         claims += [(source.of_base, source.where) for source in self.sources]

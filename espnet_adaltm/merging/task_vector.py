@@ -20,7 +20,8 @@ from espnet_adaltm.errors import UserError
 from espnet_adaltm.files import Pathlike, atomic_path, read_json
 from espnet_adaltm.merging.groups import map_group, map_groups
 from espnet_adaltm.merging.tensor_file import Spec, TensorFile, write_tensor_file
-from espnet_adaltm.merging.weights import Source, Weights, identity, open_weights
+from espnet_adaltm.merging.weight_files import identity
+from espnet_adaltm.merging.weights import Source, Weights, open_weights
 
 FORMAT = "task_vector"
 _LAYER = re.compile(r"^encoder\.layers\.(\d+)\.")

@@ -5,19 +5,18 @@ positional convolution is read as its effective weight, whichever spelling the c
 merging g and v linearly is not merging what they stand for.
 """
 
-import hashlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from espnet_adaltm.errors import UserError
-from espnet_adaltm.files import Pathlike, read_json, sha256_file
+from espnet_adaltm.files import Pathlike
 from espnet_adaltm.merging.tensor_file import Spec, TensorFile
+from espnet_adaltm.merging.weight_files import weight_files
 
 POS_CONV = "encoder.pos_conv_embed.conv"
 POS_WEIGHT = f"{POS_CONV}.weight"
@@ -47,8 +46,6 @@ NORM_SPELLINGS = (
     ),
     (f"{POS_CONV}.weight_g", f"{POS_CONV}.weight_v"),
 )
-_INDEX = ".index.json"
-_FOLDER_FILES = ("expert.safetensors", "model.safetensors", f"model.safetensors{_INDEX}")
 Source = Pathlike | Mapping[str, Tensor]
 
 
@@ -94,52 +91,6 @@ class _Keys:
     specs: Mapping[str, Spec]
     load: Callable[[str], Tensor]
     fill: Callable[[str, int, Tensor], None]
-
-
-def weight_files(path: Pathlike) -> list[Path]:
-    """Return the safetensors files behind a file, an index of shards or an encoder's folder.
-
-    Raises:
-        UserError: There is none, or a shard is missing.
-    """
-    path = Path(path)
-    if path.is_dir():
-        found = next((path / name for name in _FOLDER_FILES if (path / name).is_file()), None)
-        if found is None:
-            hint = ""
-            if (path / "pytorch_model.bin").exists():
-                hint = "; for pytorch_model.bin, let transformers save the model again"
-            raise UserError(
-                f"{path} holds neither {' nor '.join(_FOLDER_FILES[:2])}: run its stage first{hint}"
-            )
-        path = found
-    if not path.is_file():
-        raise UserError(f"{path} does not exist: expected a safetensors file or a folder with one")
-    return _shards(path) if path.name.endswith(_INDEX) else [path]
-
-
-def _shards(index: Path) -> list[Path]:
-    table = read_json(index)
-    names = table.get("weight_map") if isinstance(table, dict) else None
-    if not isinstance(names, dict) or not names:
-        raise UserError(f"{index} has no 'weight_map': it is no index of safetensors shards")
-    shards = [index.parent / str(name) for name in sorted(set(names.values()), key=str)]
-    for shard in shards:
-        if shard.parent != index.parent or not shard.is_file():
-            raise UserError(f"{index} names the shard {shard.name}, which is not beside it")
-    return shards
-
-
-def identity(source: Source) -> str:
-    """Return the SHA-256 that tells weights apart; empty for a state dictionary.
-
-    Of shards: the SHA-256 of their hexadecimal ones, one per line.
-    """
-    if isinstance(source, Mapping):
-        return ""
-    hashes = [sha256_file(path) for path in weight_files(source)]
-    lines = "".join(f"{value}\n" for value in hashes)
-    return hashes[0] if len(hashes) == 1 else hashlib.sha256(lines.encode()).hexdigest()
 
 
 @contextmanager

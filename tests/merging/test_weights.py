@@ -13,12 +13,12 @@ from espnet_adaltm.backbone.encoder import build_body
 from espnet_adaltm.backbone.loading import effective_position_weight, save_encoder
 from espnet_adaltm.errors import UserError
 from espnet_adaltm.files import sha256_file
+from espnet_adaltm.merging.weight_files import Identities, identity
 from espnet_adaltm.merging.weights import (
     POS_CONV,
     effective_state,
     effective_weight,
     factored_weight,
-    identity,
     one_thread,
     open_weights,
 )
@@ -170,3 +170,16 @@ def test_left_out_heads_are_named():
     state = {**base_encoder().encoder_state(), "lm_head.weight": torch.zeros(3)}
     with open_weights(state) as weights:
         assert weights.left_out == ("lm_head.weight",)
+
+
+def test_hashes_that_were_begun_are_those_that_are_taken(tmp_path):
+    paths = [tmp_path / "a.safetensors", tmp_path / "b.safetensors"]
+    for number, path in enumerate(paths):
+        save_file({"encoder.x": torch.full((4,), float(number))}, path)
+    missing = tmp_path / "c.safetensors"
+    with Identities([*paths[:1], missing]) as identities:
+        assert [identities(path) for path in paths] == [identity(path) for path in paths]
+        assert identities(paths[0]) != identities(paths[1])
+        assert identities({}) == ""
+        with pytest.raises(UserError, match=r"c\.safetensors does not exist"):
+            identities(missing)
