@@ -8,6 +8,7 @@ from setuptools import find_packages, setup
 INFERENCE = [
     "espeakng-loader>=0.2.4",
     "huggingface-hub>=1.31",
+    "jinja2>=3.1",
     "kaldiio>=2.18",
     "matplotlib>=3.8",
     "numpy>=1.26",
@@ -23,7 +24,8 @@ INFERENCE = [
     "tqdm>=4.66",
     "transformers>=5.0",
 ]
-TRAINING = ["espnet==202511", "tensorboard>=2.16", "torchaudio"]
+TRAINING = ["espnet==202511", "tensorboard>=2.16", "torchaudio", "torcheval>=0.0.7"]
+ONNX = ["onnx>=1.17", "onnxruntime>=1.20"]
 DEVELOPMENT = ["jiwer>=3.0", "pytest>=8.0", "pytest-xdist>=3.5", "ruff>=0.9"]
 
 readme = Path(__file__).with_name("README.md")
@@ -35,7 +37,9 @@ setup(
     long_description=readme.read_text(encoding="utf-8") if readme.exists() else "",
     long_description_content_type="text/markdown",
     packages=find_packages(include=["espnet_adaltm", "espnet_adaltm.*"]),
+    package_data={"espnet_adaltm.report": ["templates/*"]},
     python_requires=">=3.11",
     install_requires=INFERENCE,
-    extras_require={"train": TRAINING, "dev": DEVELOPMENT},
+    extras_require={"train": TRAINING, "onnx": ONNX, "dev": DEVELOPMENT},
+    entry_points={"console_scripts": ["espnet-adaltm=espnet_adaltm.bin.main:main"]},
 )

@@ -2,12 +2,15 @@
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 
 from espnet_adaltm.bin import cli
 from espnet_adaltm.data.labels import load_labels
 from espnet_adaltm.files import write_json
+from espnet_adaltm.scoring.places import relative_place
 from espnet_adaltm.scoring.readers import read_references
 from espnet_adaltm.scoring.results import RESAMPLED_UNITS, Bootstrap, score_system
+from espnet_adaltm.scoring.seeds import INTERVALS
 
 EXAMPLE = """
 example:
@@ -44,6 +47,12 @@ def add_bootstrap_arguments(parser: argparse.ArgumentParser) -> None:
         default=defaults.unit,
         help="draw utterances, or speakers with all their utterances",
     )
+    parser.add_argument(
+        "--interval",
+        choices=INTERVALS,
+        default=defaults.interval,
+        help="kind of interval that is shown first",
+    )
 
 
 def _positive(value: str) -> int:
@@ -55,7 +64,9 @@ def _positive(value: str) -> int:
 
 def bootstrap_options(args: argparse.Namespace) -> Bootstrap:
     """The options that `add_bootstrap_arguments` added."""
-    return Bootstrap(args.resamples, seed=args.bootstrap_seed, unit=args.resample_by)
+    return Bootstrap(
+        args.resamples, seed=args.bootstrap_seed, unit=args.resample_by, interval=args.interval
+    )
 
 
 def _main(args: argparse.Namespace) -> None:
@@ -69,7 +80,12 @@ def _main(args: argparse.Namespace) -> None:
         seed=args.seed,
         options=bootstrap_options(args),
     )
-    write_json(args.out, results)
+    out = Path(args.out)
+    results["folder"] = relative_place(Path(args.system), out.parent)
+    results["dumps"] = {
+        Path(dump).name: relative_place(Path(dump), out.parent) for dump in args.dumps
+    }
+    write_json(out, results)
     for name, scores in results["sets"].items():
         print(f"{args.system} on {name}: {_summary(scores)}")
     if "held_out_speakers" in results:

@@ -10,8 +10,9 @@ from espnet_adaltm.errors import UserError
 from espnet_adaltm.files import read_json
 from espnet_adaltm.scoring import tables
 from espnet_adaltm.scoring.ablations import Ablations, Axis, Point, row_name, same_command
-from espnet_adaltm.scoring.aggregate import ALL, PairedTest
 from espnet_adaltm.scoring.document import TESTS
+from espnet_adaltm.scoring.paired import PairedTest, stars
+from espnet_adaltm.scoring.set_scores import ALL
 from espnet_adaltm.scoring.statistics import holm
 
 METRICS = ("macro_f1", "uar", "wer")
@@ -149,7 +150,19 @@ def turned(test: PairedTest) -> PairedTest:
         difference=0.0 - test.difference,  # not -0.0
         low=0.0 - test.high,
         high=0.0 - test.low,
+        by_unit=test.by_unit and {u: _turned_unit(entry) for u, entry in test.by_unit.items()},
+        mcnemar=test.mcnemar and [_turned_counts(entry) for entry in test.mcnemar],
     )
+
+
+def _turned_unit(entry: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: [0.0 - v[1], 0.0 - v[0]] if k != "p" else v for k, v in entry.items()}
+
+
+def _turned_counts(entry: Mapping[str, Any]) -> dict[str, Any]:
+    swapped = {"first": "second", "second": "first"}
+    swapped |= {"only_first": "only_second", "only_second": "only_first"}
+    return {swapped.get(key, key): value for key, value in entry.items()}
 
 
 def set_names(outcomes: Iterable[Outcome]) -> list[str]:
@@ -315,5 +328,4 @@ def percent(scores: Mapping[str, Any]) -> str:
 def difference(test: PairedTest) -> str:
     """``+1.3 [-0.2, +2.8] *`` in points of percent, stars by the corrected p."""
     text = f"{100 * test.difference:+.1f} [{100 * test.low:+.1f}, {100 * test.high:+.1f}]"
-    stars = "\\*" * sum(test.p_holm < level for level in (0.05, 0.01, 0.001))
-    return f"{text} {stars}".rstrip()
+    return text + tables.escaped(stars(test.p_holm))

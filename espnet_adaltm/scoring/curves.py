@@ -15,7 +15,7 @@ from espnet_adaltm.scoring.plots import COLOURS, new_figure, save, styles
 
 History = Mapping[str, Mapping[str, Any]]
 
-_RATES = {
+RATES = {
     "macro_f1": "macro-F1",
     "uar": "UAR",
     "acc": "accuracy",
@@ -58,9 +58,9 @@ def training_curves(path: Path, title: str, trainings: Mapping[str, History]) ->
 
 
 def _metrics(history: History) -> list[str]:
-    """Those of the loss and `_RATES` that any epoch has."""
+    """Those of the loss and `RATES` that any epoch has."""
     parts = [part for epoch in history.values() for part in epoch.values()]
-    return [name for name in ("loss", *_RATES) if any(name in part for part in parts)]
+    return [name for name in ("loss", *RATES) if any(name in part for part in parts)]
 
 
 def _draw(axis: Any, history: History, metrics: Sequence[str]) -> None:
@@ -73,7 +73,7 @@ def _draw(axis: Any, history: History, metrics: Sequence[str]) -> None:
         for part, style in _PARTS:
             values = _values(history, part, metric)
             if not np.isnan(values).all():
-                name = "" if metric == "loss" else f"{_RATES[metric]}, "
+                name = "" if metric == "loss" else f"{RATES[metric]}, "
                 axis.plot(
                     [int(epoch) for epoch in epochs],
                     values,

@@ -102,23 +102,6 @@ def absent_classes(confusion: IntArray, labels: Sequence[str]) -> list[str]:
     return [label for label, row in zip(labels, confusion, strict=True) if row.sum() == 0]
 
 
-def expected_calibration_error(
-    probabilities: FloatArray, reference: IntArray, bins: int = 15
-) -> float:
-    """Weighted gap between the confidence of the top class and its accuracy (Guo et al. 2017).
-
-    Args:
-        probabilities: Class probabilities, shape [N, C].
-        reference: True class indices, shape [N].
-        bins: Number of equally wide confidence bins.
-    """
-    confidence = probabilities.max(-1)
-    correct = probabilities.argmax(-1) == reference
-    index = np.clip((confidence * bins).astype(np.int64), 0, bins - 1)
-    gaps = np.bincount(index, weights=correct - confidence, minlength=bins)
-    return float(np.abs(gaps).sum() / max(1, len(reference)))
-
-
 @dataclass(frozen=True)
 class ErrorCounts:
     """Edit operations per utterance, each [N], so that utterances can be resampled."""

@@ -3,22 +3,23 @@
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from espnet_adaltm.errors import UserError
 from espnet_adaltm.files import read_json, write_json
 from espnet_adaltm.scoring import curves, mtl_plots, plots, vector_plots
-from espnet_adaltm.scoring.aggregate import SetScores, System
+from espnet_adaltm.scoring.artefacts import (
+    HISTORY,
+    OTHER_LOSS,
+    PRETRAINING,
+    files,
+    learned_coefficients,
+)
 from espnet_adaltm.scoring.connectivity_plot import connectivity_plot
-from espnet_adaltm.scoring.statistics import Seeds, interval
+from espnet_adaltm.scoring.seeds import Seeds
+from espnet_adaltm.scoring.set_scores import SetScores, System
 
-HISTORY = "history.json"
 CONFLICT = "gradient_conflict.json"
-_MOVED = 1e-6
-# Systems that these describe have a loss of another kind than the merges.
-_OTHER_LOSS = ("expert.json", "baseline.json")
 
 
 def draw_all(
@@ -60,6 +61,8 @@ def draw_all(
             title = f"{name} on {score.reference.name}{_seeds(systems, name)}"
             path = folder / f"confusion_{name}_{score.reference.name}.png"
             found[f"confusion of {title}"] = plots.confusion(path, title, labels, counts)
+    for score in scores:
+        found |= _reliability(folder, score)
     found |= _curves(folder, systems, base)
     return {caption: path for caption, path in found.items() if path is not None}
 
@@ -83,21 +86,25 @@ def _trade_off(folder: Path, systems: Sequence[System], scores: SetScores) -> di
     return {title: plots.trade_off(path, title, points)}
 
 
+def _reliability(folder: Path, scores: SetScores) -> dict[str, Path]:
+    if not scores.reliabilities:
+        return {}
+    title = f"Calibration on {scores.reference.name}, all seeds together"
+    path = folder / f"reliability_{scores.reference.name}.png"
+    errors = scores.get("ece")
+    systems = {name: (bins, errors[name].mean) for name, bins in scores.reliabilities.items()}
+    return {f"c{title[1:]}": plots.reliability(path, title, systems)}
+
+
 def _triple(seeds: Seeds) -> tuple[float, float, float]:
-    return (seeds.mean, *interval(seeds.pooled()))
+    return (seeds.mean, *seeds.interval())
 
 
 def _coefficients(folder: Path, system: System) -> dict[str, Path]:
-    """Learned coefficients only: fixed ones are no picture."""
-    tables = [read_json(path) for path in _files(system, "coefficients.json")]
-    tables = [table for table in tables if _learned(table)]
+    tables = learned_coefficients(system)
     if not tables:
         return {}
     first = tables[0]
-    if any((t["tasks"], t["groups"]) != (first["tasks"], first["groups"]) for t in tables):
-        raise UserError(
-            f"the seeds of {system.name} have different tasks or groups: train them again"
-        )
     axes = (system.name, first["tasks"], first["groups"])
     final = np.array([table["final"] for table in tables])
     path = folder / f"coefficients_{system.name}.png"
@@ -113,12 +120,12 @@ def _coefficients(folder: Path, system: System) -> dict[str, Path]:
 
 def _conflicts(folder: Path, system: System, systems: Sequence[System]) -> dict[str, Path]:
     """Gradients of a joint training, beside the coefficients of the merge that avoids it."""
-    reports = [read_json(path) for path in _files(system, CONFLICT)]
+    reports = [read_json(path) for path in files(system, CONFLICT)]
     if not reports:
         return {}
     merge = None
     for other in systems:
-        tables = [read_json(path) for path in _files(other, "coefficients.json")]
+        tables = [read_json(path) for path in files(other, "coefficients.json")]
         if other.name == "adaltm" and tables:
             final = np.mean([table["final"] for table in tables], axis=0).tolist()
             merge = {"name": other.name, **tables[0], "final": final}
@@ -138,12 +145,6 @@ def _sweep(folder: Path, system: System) -> dict[str, Path]:
     write_json(folder / f"sweep_{system.name}.json", report)
     picture = mtl_plots.sweep_plot(folder / f"sweep_{system.name}.png", report)
     return {f"{system.name}: weights of its tasks, on the validation set": picture}
-
-
-def _learned(table: dict[str, Any]) -> bool:
-    epochs, final = (np.array(table.get(key, []), dtype=float) for key in ("epochs", "final"))
-    moved = epochs.size > 0 and float(np.ptp(epochs, axis=0).max()) > _MOVED
-    return moved or (final.size > 0 and float(np.ptp(final, axis=-1).max()) > _MOVED)
 
 
 def _task_vectors(folder: Path, sources: Sequence[Path]) -> dict[str, Path | None]:
@@ -178,19 +179,19 @@ def _curves(folder: Path, systems: Sequence[System], base: Path | None) -> dict[
     once: dict[str, curves.History] = {}
     by_seed: dict[str, list[curves.History]] = {}
     if base is not None and (path := base / "pretrain" / HISTORY).exists():
-        once["pre-training"] = read_json(path)
+        once[PRETRAINING] = read_json(path)
     for system in systems:
-        histories = [read_json(path) for path in _files(system, HISTORY)]
+        histories = [read_json(path) for path in files(system, HISTORY)]
         if histories and None in system.folders:
             once[system.name] = histories[0]
-        elif histories and any(_files(system, name) for name in _OTHER_LOSS):
+        elif histories and any(files(system, name) for name in OTHER_LOSS):
             name = f"{system.name}, mean of {len(histories)} seeds"
             once[name if len(histories) > 1 else system.name] = curves.mean_history(histories)
         elif histories:
             by_seed[system.name] = histories
     several = any(len(histories) > 1 for histories in by_seed.values())
     mean = ", mean over seeds" if several else ""
-    baselines = any(_files(system, "baseline.json") for system in systems)
+    baselines = any(files(system, "baseline.json") for system in systems)
     one = f"training of base{', experts and baselines' if baselines else ' and experts'}"
     other = f"training of the compared systems{mean}"
     return {
@@ -199,8 +200,3 @@ def _curves(folder: Path, systems: Sequence[System], base: Path | None) -> dict[
             folder / "training_compared.png", other.capitalize(), by_seed
         ),
     }
-
-
-def _files(system: System, name: str) -> list[Path]:
-    paths = [folder / name for folder in system.folders.values()]
-    return [path for path in paths if path.exists()]

@@ -5,7 +5,7 @@ readers too; matplotlib is imported on first use and draws without a display.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from espnet_adaltm.files import atomic_open
+from espnet_adaltm.scoring.calibration import Reliability
 from espnet_adaltm.scoring.metrics import FloatArray, IntArray
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -148,6 +149,40 @@ def confusion(path: Path, title: str, labels: Sequence[str], counts: IntArray) -
     axis.set_yticks(range(len(labels)), labels)
     axis.set(title=title, xlabel="predicted", ylabel="reference")
     figure.colorbar(picture, ax=axis, label="share of the reference class", shrink=0.8)
+    return save(figure, path)
+
+
+def reliability(path: Path, title: str, systems: Mapping[str, tuple[Reliability, float]]) -> Path:
+    """Accuracy by confidence, a panel per system; on the diagonal confidence can be believed.
+
+    Bars are as wide as the bins; the darker they are, the more utterances stand behind them.
+
+    Args:
+        path: PNG to write.
+        title: Above the picture.
+        systems: Name to its bins and its calibration error.
+    """
+    columns = min(4, len(systems))
+    rows = math.ceil(len(systems) / columns)
+    figure, axes = new_figure(
+        1 + 2.5 * columns, 0.6 + 2.5 * rows, nrows=rows, ncols=columns,
+        sharex=True, sharey=True, squeeze=False,
+    )  # fmt: skip
+    for axis in axes.flat[len(systems) :]:
+        axis.set_axis_off()
+    for axis, (name, (bins, error)) in zip(axes.flat, systems.items()):
+        most = max(1, int(bins.counts.max()))
+        for row in bins.rows():
+            axis.bar(
+                100 * row["low"], 100 * row["accuracy"], 100 * (row["high"] - row["low"]),
+                align="edge", color=COLOURS[0], alpha=0.25 + 0.75 * row["count"] / most,
+            )  # fmt: skip
+        axis.plot([0, 100], [0, 100], "--", color="black", linewidth=0.8)
+        axis.set_title(f"{name}: ECE {100 * error:.1f}", fontsize="medium")
+        axis.set(xlim=(0, 100), ylim=(0, 100))
+    figure.supxlabel("confidence (%)")
+    figure.supylabel("right (%)")
+    figure.suptitle(title)
     return save(figure, path)
 
 

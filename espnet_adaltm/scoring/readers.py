@@ -1,7 +1,7 @@
 """References and decoded outputs, checked so that no utterance can vanish from a score."""
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,9 @@ from espnet_adaltm.data.tokens import MODEL_FILE, Tokenizer
 from espnet_adaltm.errors import UserError
 from espnet_adaltm.files import Pathlike, read_json, require
 from espnet_adaltm.kaldi import read_scp
+from espnet_adaltm.scoring.calibration import jensen_shannon
 from espnet_adaltm.scoring.metrics import ErrorCounts, FloatArray, IntArray, error_counts
+from espnet_adaltm.scoring.pools import parts_of, pool_hypotheses, pool_references
 from espnet_adaltm.scoring.speakers import HYPOTHESIS, SpeakerAnswers, read_answers
 
 _SHOWN = 5
@@ -30,6 +32,9 @@ class Reference:
         texts: Utterance to transcript; may cover only some utterances, or none.
         speakers: Utterance to speaker.
         channels: Utterance to where its emotion lies; empty where the corpus doesn't say.
+        soft: Utterance to what its annotators say, a distribution over the classes, [C]; may cover
+            only some utterances, or none.
+        parts: The sets of a pool, see `pools`; none for a set.
     """
 
     name: str
@@ -38,6 +43,8 @@ class Reference:
     texts: dict[str, str]
     speakers: dict[str, str]
     channels: dict[str, str]
+    soft: dict[str, FloatArray] = field(default_factory=dict)
+    parts: tuple["Reference", ...] = ()
 
 
 @dataclass(frozen=True)
@@ -50,6 +57,8 @@ class Hypothesis:
         words: Edit counts per utterance of ``Reference.texts``, or None.
         characters: The same for characters, or None.
         speakers: Who speaks, as far as these are speakers of the training, or None.
+        distances: Jensen-Shannon distance to the annotators per utterance of ``Reference.soft``,
+            or None.
     """
 
     prediction: IntArray | None = None
@@ -57,6 +66,7 @@ class Hypothesis:
     words: ErrorCounts | None = None
     characters: ErrorCounts | None = None
     speakers: SpeakerAnswers | None = None
+    distances: FloatArray | None = None
 
 
 def read_references(dumps: Iterable[Pathlike], labels: Labels) -> list[Reference]:
@@ -78,6 +88,8 @@ def read_reference(dump: Pathlike, labels: Labels) -> Reference:
             utterances that ``wav.scp`` lacks.
     """
     dump = Path(dump)
+    if parts := parts_of(dump):
+        return pool_references(dump.name, [read_reference(part, labels) for part in parts])
     utterances = tuple(read_scp(require(dump / "wav.scp", "stage `audio`")))
 
     def read(name: str, empty: bool = False) -> dict[str, str]:
@@ -97,6 +109,10 @@ def read_reference(dump: Pathlike, labels: Labels) -> Reference:
         read("text", empty=True),
         read("utt2spk"),
         read("utt2channel"),
+        {
+            utt: np.array(labels.target(entry, f"{dump / 'utt2soft'}: utterance {utt!r}"))
+            for utt, entry in read("utt2soft").items()
+        },
     )
     if reference.channels:
         _check_covered(emotions, reference.channels, dump / "utt2channel")
@@ -116,18 +132,23 @@ def read_hypothesis(system: Pathlike, reference: Reference, labels: Labels) -> H
             ``utt2prob``; the system was trained with other labels.
     """
     system = Path(system)
+    if reference.parts:
+        return pool_hypotheses([read_hypothesis(system, part, labels) for part in reference.parts])
     folder = system / "decode" / reference.name
     has_emotion, has_text = (folder / "utt2prob").exists(), (folder / "text").exists()
     if not has_emotion and not has_text:
         raise UserError(f"{folder} has neither utt2prob nor text: run stage `decode` first")
     _check_system_labels(system, labels)
-    prediction = probabilities = words = characters = None
+    prediction = probabilities = words = characters = distances = None
     if has_emotion:
         rows = _read_probabilities(folder / "utt2prob", reference, len(labels))
         predicted = _read_predictions(folder / "utt2emo", reference, labels, rows)
         if reference.emotions:
             prediction = np.array([predicted[utt] for utt in reference.emotions])
             probabilities = np.stack([rows[utt] for utt in reference.emotions])
+        if reference.soft:
+            said = np.stack([rows[utt] for utt in reference.soft])
+            distances = jensen_shannon(said, np.stack(list(reference.soft.values())))
     if has_text:
         texts = read_scp(folder / "text", allow_empty_value=True)
         _check_complete(texts, reference, folder / "text")
@@ -137,7 +158,7 @@ def read_hypothesis(system: Pathlike, reference: Reference, labels: Labels) -> H
             words, characters = error_counts(*pairs), error_counts(*pairs, "char")
     path = folder / HYPOTHESIS
     speakers = read_answers(system, path, reference.speakers, reference.utterances)
-    return Hypothesis(prediction, probabilities, words, characters, speakers)
+    return Hypothesis(prediction, probabilities, words, characters, speakers, distances)
 
 
 def _normalized(texts: Mapping[str, str], model: Path) -> list[str]:

@@ -11,18 +11,25 @@ from typing import Any
 import numpy as np
 
 from espnet_adaltm.data.corpora.mini_espeak import CHANNELS, channel_ceilings
+from espnet_adaltm.data.datadir import UNKNOWN_SPEAKER
 from espnet_adaltm.data.labels import Labels
 from espnet_adaltm.errors import UserError
 from espnet_adaltm.files import Pathlike
 from espnet_adaltm.scoring import metrics
+from espnet_adaltm.scoring.calibration import (
+    calibration_statistic,
+    distance_statistic,
+    reliability,
+)
 from espnet_adaltm.scoring.readers import Hypothesis, Reference, read_hypothesis
+from espnet_adaltm.scoring.seeds import Seeds
 from espnet_adaltm.scoring.speakers import SpeakerAnswers, read_held_out, score_answers
 from espnet_adaltm.scoring.statistics import (
     Statistic,
     bootstrap,
     emotion_statistic,
     error_statistic,
-    interval,
+    jackknife,
 )
 
 RESAMPLED_UNITS = ("utterance", "speaker")
@@ -37,15 +44,19 @@ class Bootstrap:
         level: Of the intervals.
         seed: Of the resampling.
         unit: What is drawn, ``"utterance"`` or ``"speaker"`` (with all its utterances).
+        interval: ``"percentile"`` or ``"bca"``.
     """
 
-    resamples: int = 1000
+    resamples: int = 10_000
     level: float = 0.95
     seed: int = 0
     unit: str = "utterance"
+    interval: str = "percentile"
 
     def clusters(self, reference: Reference, utterances: Sequence[str]) -> list[str] | None:
         """Cluster of every utterance, or None when utterances are drawn.
+
+        Utterances of unknown speakers stand for themselves.
 
         Raises:
             UserError: Speakers are to be drawn and one is unknown.
@@ -60,7 +71,8 @@ class Bootstrap:
                 f"set {reference.name!r}: utterance {lost[0]!r} has no speaker in utt2spk, which "
                 "resampling by speaker needs"
             )
-        return [reference.speakers[utt] for utt in utterances]
+        speakers = ((utt, reference.speakers[utt]) for utt in utterances)
+        return [f" {u}" if s.casefold() == UNKNOWN_SPEAKER else s for u, s in speakers]
 
     def options(self) -> dict[str, Any]:
         """As JSON."""
@@ -69,6 +81,7 @@ class Bootstrap:
             "level": self.level,
             "seed": self.seed,
             "unit": self.unit,
+            "interval": self.interval,
         }
 
 
@@ -125,6 +138,13 @@ def _score_set(
     result: dict[str, Any] = {"utterances": len(reference.utterances)}
     if hypothesis.prediction is not None:
         result["emotion"] = _score_emotion(reference, hypothesis, labels, options)
+    if hypothesis.distances is not None:
+        result["soft"] = {
+            "utterances": len(reference.soft),
+            "metrics": with_intervals(
+                distance_statistic(hypothesis.distances), reference, list(reference.soft), options
+            ),
+        }
     if hypothesis.words is not None:
         result["asr"] = _score_text(reference, hypothesis, options)
     if hypothesis.speakers is not None:
@@ -138,12 +158,17 @@ def _score_emotion(
     truth = np.array(list(reference.emotions.values()))
     prediction = hypothesis.prediction
     confusion = metrics.confusion_matrix(truth, prediction, len(labels))
+    bins = reliability(hypothesis.probabilities, truth)
     statistic = emotion_statistic(truth, prediction, len(labels))
     utterances = list(reference.emotions)
     result = {
         "utterances": len(truth),
-        "metrics": with_intervals(statistic, reference, utterances, options),
-        "calibration_error": metrics.expected_calibration_error(hypothesis.probabilities, truth),
+        "metrics": with_intervals(statistic, reference, utterances, options)
+        | with_intervals(
+            calibration_statistic(hypothesis.probabilities, truth), reference, utterances, options
+        ),
+        "calibration_error": bins.error,
+        "reliability": bins.rows(),
         "per_class": metrics.per_class(confusion, labels.labels),
         "absent_classes": metrics.absent_classes(confusion, labels.labels),
         "confusion": confusion.tolist(),
@@ -197,16 +222,26 @@ def ceilings(reference: Reference) -> dict[str, float]:
 
 def with_intervals(
     statistic: Statistic, reference: Reference, utterances: Sequence[str], options: Bootstrap
-) -> dict[str, dict[str, float]]:
-    """Every metric with its percentile interval: ``{name: {value, low, high}}``."""
+) -> dict[str, dict[str, Any]]:
+    """Every metric with its intervals.
+
+    Returns:
+        Name to ``value``, ``low`` and ``high`` of the interval asked for, and ``bca``, ends of the
+        BCa interval.
+    """
+    clusters = options.clusters(reference, utterances)
+    named = {"": statistic}
     values = bootstrap(
-        {"": statistic},
-        resamples=options.resamples,
-        seed=options.seed,
-        clusters=options.clusters(reference, utterances),
-    )[""]
+        named, resamples=options.resamples, seed=options.seed, clusters=clusters
+    )[""]  # fmt: skip
+    rest = jackknife(named, clusters)
     result = {}
     for name, point in statistic.point().items():
-        low, high = interval(values[name], options.level)
-        result[name] = {"value": point, "low": low, "high": high}
+        seeds = Seeds(
+            np.array([point]), values[name][None], (), rest.values[""][name][None],
+            rest.multiplicity,
+        )  # fmt: skip
+        low, high = seeds.interval(options.level, options.interval)
+        bca = list(seeds.interval(options.level, "bca"))
+        result[name] = {"value": point, "low": low, "high": high, "bca": bca}
     return result

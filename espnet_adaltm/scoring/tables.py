@@ -2,17 +2,18 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from espnet_adaltm.scoring.aggregate import (
-    ALL,
-    SHOWN,
-    PairedTest,
-    SetScores,
-    System,
-    best_separated,
-)
 from espnet_adaltm.scoring.metrics import class_scores, error_table
-from espnet_adaltm.scoring.speakers import SPEAKER_METRICS
-from espnet_adaltm.scoring.statistics import Seeds, interval
+from espnet_adaltm.scoring.paired import (
+    SIGNIFICANT,
+    PairedTest,
+    SetTests,
+    best_separated,
+    columns,
+    stars,
+)
+from espnet_adaltm.scoring.results import Bootstrap
+from espnet_adaltm.scoring.seeds import INTERVALS, Seeds
+from espnet_adaltm.scoring.set_scores import ALL, SetScores, System
 
 TITLES = {
     "macro_f1": "macro-F1",
@@ -24,6 +25,9 @@ TITLES = {
     "cer": "CER",
     "sentence_error_rate": "S.Err",
     "spk_acc": "speaker acc.",
+    "ece": "ECE",
+    "brier": "Brier",
+    "jsd": "JSD",
 }
 _ESPNET = ("Snt", "Wrd", "Corr", "Sub", "Del", "Ins", "Err", "S.Err")
 Rows = list[list[str]]
@@ -49,51 +53,138 @@ def plain(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
 
 
-def percent(seeds: Seeds, level: float = 0.95, *, deviation: bool = True) -> str:
+def percent(seeds: Seeds, options: Bootstrap | None = None, *, deviation: bool = True) -> str:
     """``47.1 ±2.0 σ 0.8``: mean, half the pooled interval, deviation over seeds if several."""
-    low, high = interval(seeds.pooled(), level)
+    options = options or Bootstrap()
+    low, high = seeds.interval(options.level, options.interval)
     spread = "" if seeds.std is None or not deviation else f" σ {100 * seeds.std:.1f}"
     return f"{100 * seeds.mean:.1f} ±{50 * (high - low):.1f}{spread}"
 
 
+def escaped(stars: str) -> str:
+    """Stars that Markdown shows as such, after a blank; empty if there are none."""
+    return " " + stars.replace("*", "\\*") if stars else ""
+
+
 def main_table(
-    scores: SetScores, systems: Sequence[System], *, terse: bool = False, level: float = 0.95
+    scores: SetScores,
+    systems: Sequence[System],
+    options: Bootstrap,
+    tests: SetTests | None = None,
 ) -> tuple[list[str], Rows]:
-    """One row per system: number of seeds, then every metric of `SHOWN`, and of speakers if any.
+    """One row per system: number of seeds, then every metric of `paired.columns`.
 
     Args:
         scores: Of one test set.
         systems: In the order of the rows.
-        terse: For a terminal of 100 columns: no bold, no deviation over seeds.
-        level: Of the intervals.
+        options: Of the intervals.
+        tests: What is bold and starred; None for a terminal of 100 columns: nothing is, and there
+            are no deviations over seeds and only the metrics that are always there.
     """
-    columns = {metric: scores.get(metric) for metric in (*SHOWN, *SPEAKER_METRICS)}
-    columns = {name: values for name, values in columns.items() if values or name in SHOWN}
-    best = {metric: best_separated(values, metric) for metric, values in columns.items()}
+    metrics = columns(scores, terse=tests is None)
+    values = {metric: scores.get(metric) for metric in metrics}
     rows = []
     for system in systems:
         cells = []
-        for metric, values in columns.items():
+        for metric in metrics:
             text = "-"
-            if system.name in values:
-                text = percent(values[system.name], level, deviation=not terse)
-            cells.append(_bold_if(text, not terse and best[metric] == system.name))
+            if system.name in values[metric]:
+                text = percent(values[metric][system.name], options, deviation=tests is not None)
+            if tests is not None:
+                text = _bold_if(text, tests.best.get(metric) == system.name)
+                text += escaped(tests.stars.get(metric, {}).get(system.name, ""))
+            cells.append(text)
         rows.append([system.name, str(len(system.folders)), *cells])
-    return ["system", "seeds", *[TITLES[metric] for metric in columns]], rows
+    return ["system", "seeds", *[TITLES[metric] for metric in metrics]], rows
+
+
+def interval_table(
+    scores: SetScores, systems: Sequence[System], metric: str, options: Bootstrap
+) -> tuple[list[str], Rows]:
+    """One row per system: the mean, and its interval by every unit and kind, in percent."""
+    by_unit = {options.unit: scores.get(metric)}
+    by_unit |= {unit: scores.get(metric, unit=unit) for unit in scores.other_units}
+    rows = []
+    for system in systems:
+        if system.name not in by_unit[options.unit]:
+            continue
+        seeds = [values[system.name] for values in by_unit.values()]
+        ends = [s.interval(options.level, method) for s in seeds for method in INTERVALS]
+        cells = [f"[{100 * low:.1f}, {100 * high:.1f}]" for low, high in ends]
+        rows.append([system.name, f"{100 * seeds[0].mean:.1f}", *cells])
+    kinds = [f"by {unit}, {interval_name(kind)}" for unit in by_unit for kind in INTERVALS]
+    return ["system", TITLES[metric], *kinds], rows
+
+
+def calibration_table(
+    scores: SetScores, systems: Sequence[System], options: Bootstrap
+) -> tuple[list[str], Rows]:
+    """Calibration error, Brier score, and how sure and how right systems are on average."""
+    rows = []
+    for system in systems:
+        if (bins := scores.reliabilities.get(system.name)) is None:
+            continue
+        error, brier = (scores.get(metric)[system.name] for metric in ("ece", "brier"))
+        low, high = error.interval(options.level, "bca")
+        total = bins.counts.sum()
+        rows.append(
+            [
+                system.name,
+                percent(error, options),
+                f"[{100 * low:.1f}, {100 * high:.1f}]",
+                f"{brier.mean:.3f}",
+                f"{100 * bins.confidence.sum() / total:.1f}",
+                f"{100 * bins.right.sum() / total:.1f}",
+            ]
+        )
+    return ["system", "ECE", "ECE, BCa interval", "Brier", "confidence", "right"], rows
+
+
+def mcnemar_table(tests: Sequence[PairedTest]) -> tuple[list[str], Rows]:
+    """Utterances that one system alone has right, for every pair of seeds; p of both kinds."""
+    header = ["first - second", "seeds", "only first", "only second", "p (exact)", "p (corrected)"]
+    rows = [
+        [
+            f"{test.first} - {test.second}",
+            _seed_names(found["first"], found["second"]),
+            str(found["only_first"]),
+            str(found["only_second"]),
+            p_text(found["p_exact"]),
+            p_text(found["p_corrected"]),
+        ]
+        for test in tests
+        for found in test.mcnemar or ()
+    ]
+    return header, rows
+
+
+def interval_name(kind: str) -> str:
+    """One of `seeds.INTERVALS` as it is written."""
+    return "BCa" if kind == "bca" else kind
+
+
+def _seed_names(first: int | None, second: int | None) -> str:
+    names = ["-" if seed is None else str(seed) for seed in (first, second)]
+    return names[0] if names[0] == names[1] else f"{names[0]}, {names[1]}"
+
+
+def p_text(p: float) -> str:
+    """``0.023``; very small ones as ``1.2e-05``."""
+    return f"{p:.3f}" if p >= 0.001 else f"{p:.1e}"
 
 
 def channel_table(
-    scores: SetScores, systems: Sequence[System], metric: str, level: float = 0.95
+    scores: SetScores, systems: Sequence[System], metric: str, options: Bootstrap
 ) -> tuple[list[str], Rows]:
     """One row per system, one column per channel, best in bold where separated."""
     channels = [view for view in scores.views if view != ALL]
-    columns = {channel: scores.get(metric, channel) for channel in channels}
-    best = {channel: best_separated(values, metric) for channel, values in columns.items()}
+    found = {channel: scores.get(metric, channel) for channel in channels}
+    best = {channel: best_separated(values, metric) for channel, values in found.items()}
     rows = []
     for system in systems:
-        if not any(system.name in values for values in columns.values()):
+        if not any(system.name in values for values in found.values()):
             continue
-        cells = [percent(columns[channel][system.name], level) for channel in channels]
+        cells = [percent(found[channel][system.name], options) for channel in channels]
         rows.append(
             [
                 system.name,
@@ -131,19 +222,24 @@ def class_table(scores: SetScores, labels: Sequence[str]) -> tuple[list[str], Ro
 
 def comparison_table(tests: Sequence[PairedTest]) -> tuple[list[str], Rows]:
     """Highlighted paired tests; differences in points of percent, first minus second."""
+    units = list(dict.fromkeys(u for test in tests for u in test.by_unit or ()))[1:]
     header = ["first - second", "on", "metric", "difference", "95 % interval"]
-    header += ["p", "p (Holm)", "p (seeds too)"]
-    rows = [
-        [
-            f"{test.first} - {test.second}",
-            test.view,
-            TITLES[test.metric],
-            _bold_if(f"{100 * test.difference:+.1f}", test.p < 0.05),
-            f"[{100 * test.low:+.1f}, {100 * test.high:+.1f}]",
-            *[f"{value:.3f}" for value in (test.p, test.p_holm, test.p_seeds)],
-        ]
-        for test in tests
-    ]
+    header += ["p", "p (Holm)", "p (seeds too)", *[f"p (by {unit})" for unit in units]]
+    rows = []
+    for test in tests:
+        text = _bold_if(f"{100 * test.difference:+.1f}", test.p_holm < SIGNIFICANT)
+        others = [(test.by_unit or {}).get(unit) for unit in units]
+        rows.append(
+            [
+                f"{test.first} - {test.second}",
+                test.view,
+                TITLES[test.metric],
+                text + escaped(stars(test.p_holm)),
+                f"[{100 * test.low:+.1f}, {100 * test.high:+.1f}]",
+                *[p_text(value) for value in (test.p, test.p_holm, test.p_seeds)],
+                *["-" if other is None else p_text(other["p"]) for other in others],
+            ]
+        )
     return header, rows
 
 
@@ -152,7 +248,7 @@ def _bold_if(text: str, condition: bool) -> str:
 
 
 def pair_matrix(tests: Sequence[PairedTest], metric: str) -> tuple[list[str], Rows]:
-    """Row minus column in points of percent with its p, for every pair that was tested."""
+    """Row minus column in points of percent, starred, for every pair that was tested."""
     cells: dict[tuple[str, str], str] = {}
     names: dict[str, None] = {}
     for test in tests:
@@ -160,8 +256,8 @@ def pair_matrix(tests: Sequence[PairedTest], metric: str) -> tuple[list[str], Ro
             continue
         names |= {test.first: None, test.second: None}
         for key, sign in (((test.first, test.second), 1), ((test.second, test.first), -1)):
-            text = f"{sign * 100 * test.difference:+.1f} ({test.p:.3f})"
-            cells[key] = _bold_if(text, test.p < 0.05)
+            text = f"{sign * 100 * test.difference:+.1f}"
+            cells[key] = _bold_if(text, test.p_holm < SIGNIFICANT) + escaped(stars(test.p_holm))
     rows = [[row, *[cells.get((row, column), "") for column in names]] for row in names]
     return ["row - column", *names], rows
 

@@ -191,7 +191,7 @@ def test_every_point_is_run_and_reported(recipe, capsys):
         "## Learning rate\n\nOf lambda.\n\nSet `test`:",
         "|rate|merge|seeds|macro-F1|UAR|WER|minus ser_only|minus static|",
         "![Learning rate, test](plots/ablation_rate_test.png)",
-        "|fast - static|0.1|macro-F1|**-2.0**|[-25.0, +50.0]|0.004|0.016|0.500|",
+        "|fast - static|0.1|macro-F1|**-2.0** \\*|[-25.0, +50.0]|0.004|0.016|0.500|",
         "p is at least 0.005",
         "below 0.05 (\\*), 0.01 (\\*\\*), 0.001 (\\*\\*\\*)",
     ):

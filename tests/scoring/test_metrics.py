@@ -65,14 +65,6 @@ def test_confusion_matrix_refuses_bad_indices():
         metrics.confusion_matrix(np.array([0]), np.array([0, 1]), 3)
 
 
-def test_calibration_error_of_known_cases():
-    reference = np.array([0, 0, 0, 1])
-    sure = np.tile([[1.0, 0.0]], (4, 1))
-    assert metrics.expected_calibration_error(sure, reference) == pytest.approx(0.25)
-    honest = np.tile([[0.75, 0.25]], (4, 1))
-    assert metrics.expected_calibration_error(honest, reference) == pytest.approx(0.0)
-
-
 def test_error_counts_of_known_edits():
     got = metrics.error_counts(["a b c", "d e", "", "x"], ["a x c y", "e", "q q", ""])
     assert got.substitutions.tolist() == [1, 0, 0, 0]

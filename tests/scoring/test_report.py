@@ -9,7 +9,7 @@ from scoring_common import make_dump, make_system
 from espnet_adaltm.bin import report
 from espnet_adaltm.files import read_json, write_json
 from espnet_adaltm.scoring import environment, tables, vector_plots
-from espnet_adaltm.scoring.statistics import Seeds
+from espnet_adaltm.scoring.seeds import Seeds
 
 
 @pytest.fixture
@@ -44,22 +44,31 @@ def test_report_says_what_the_numbers_say(arguments, tmp_path, capsys):
     assert "σ 3.5" in good[4]
     assert bad[4].startswith("50.0 ±")
     assert "σ" not in bad[4]
-    assert asr[2:] == ["-", "-", "-", "0.0 ±0.0", "0.0 ±0.0"]  # as good as good's: not bold
+    # nearly as good as good: neither bold nor starred; bad is told from good in every column
+    assert asr[2:] == ["-", "-", "-", "0.0 ±0.0", "0.0 ±0.0", "-"]
+    assert bad[4].endswith(" \\*")
+    assert "\\*" not in "".join(good)
     tests = _cells(text, "|good - bad|all|WA|")
-    assert tests[3] == "**+37.5**"
-    assert tests[5] == "0.010"
+    assert tests[3] == "**+37.5** \\*\\*"
+    assert tests[5:7] == ["0.010", "0.010"]
+    # bad is wrong on the 24 utterances that good is wrong on, and on 96 others: 2 / 2^96
+    assert _cells(text, "|good - bad|1, -|")[2:] == ["96", "0", "2.5e-29", "3.1e-22"]
     for expected in (
         "# Results of demo",
         "A toy.",
         "./run.sh --size full",
         "- unit accuracy: `0.2346`",
-        f"- espnet: `{environment.version('espnet')}`",
+        f"- espnet version: `espnet {environment.version('espnet')}`",
+        "  - Commit date: `",
         "|dataset|Snt|Wrd|Corr|Sub|Del|Ins|Err|S.Err|",
+        "|system|macro-F1|by utterance, percentile|by utterance, BCa|by speaker, percentile|",
+        "|good|27.5 ±",  # 0.9 and 0.85 right, 0.6 sure: the mean of 0.3 and 0.25
         "### Macro-F1 by channel (utterances)",
         # 81, 81 and 78 of 240 utterances, in all of them a class is a third
         "voice alone would reach WA 78.3, of the words alone\n77.5",
     ):
         assert expected in text, expected
+    assert "\\*: differs from `good`, p < 0.05 in the two-sided" in " ".join(text.split())
     assert str(tmp_path) not in text
     shown = capsys.readouterr().out
     assert "**" not in shown
@@ -168,6 +177,7 @@ def test_pictures_are_drawn_and_linked(arguments, tmp_path):
         "coefficients_good_epochs.png",
         "confusion_bad_test.png",
         "confusion_good_test.png",
+        "reliability_test.png",
         "task_vectors.json",
         "task_vectors.png",
         "trade_off_test.png",

@@ -40,6 +40,12 @@ def test_known_errors_give_known_scores(system, dump):
         assert 0.66 < value["low"] < 0.74
         assert 0.86 < value["high"] < 0.93
     assert emotion["calibration_error"] == pytest.approx(0.8 - 0.6)
+    assert emotion["metrics"]["ece"]["value"] == pytest.approx(0.8 - 0.6)
+    # right: 0.4^2 + 2 * 0.2^2; wrong: 0.6^2 + 0.8^2 + 0.2^2
+    assert emotion["metrics"]["brier"]["value"] == pytest.approx(0.8 * 0.24 + 0.2 * 1.04)
+    (bin_,) = emotion["reliability"]
+    assert (bin_["count"], bin_["confidence"]) == (60, pytest.approx(0.6))
+    assert bin_["low"] < 0.6 <= bin_["high"] + 1e-12
     assert emotion["absent_classes"] == []
     # the first 12 utterances: 6 of `both`, of `voice` and `words` 3 each
     wa = {name: c["metrics"]["wa"]["value"] for name, c in emotion["channels"].items()}
@@ -85,10 +91,20 @@ def test_systems_with_one_output_get_one_part(tmp_path, dump):
 def test_resampling_by_speaker_changes_the_interval_only(system, dump):
     # all errors are in the first 12 utterances: two of each speaker, so nothing varies
     by_speaker = _score(system, dump, unit="speaker")["sets"]["test"]["emotion"]["metrics"]["wa"]
-    assert by_speaker == {"value": pytest.approx(0.8), "low": 0.8, "high": 0.8}
+    assert by_speaker == {"value": pytest.approx(0.8), "low": 0.8, "high": 0.8, "bca": [0.8, 0.8]}
     (dump / "utt2spk").unlink()
     with pytest.raises(UserError, match="'u000' has no speaker"):
         _score(system, dump, unit="speaker")
+
+
+def test_kind_of_interval_is_a_choice(system, dump):
+    percentile, bca = (
+        _score(system, dump, interval=kind)["sets"]["test"]["emotion"]["metrics"]["macro_f1"]
+        for kind in ("percentile", "bca")
+    )
+    assert percentile["bca"] == bca["bca"] == [bca["low"], bca["high"]]
+    assert (percentile["low"], percentile["high"]) != (bca["low"], bca["high"])
+    assert percentile["value"] == bca["value"]
 
 
 def test_program_writes_the_same_bytes_twice(system, dump, tmp_path, capsys):
@@ -100,7 +116,8 @@ def test_program_writes_the_same_bytes_twice(system, dump, tmp_path, capsys):
     assert (tmp_path / "results.json").read_bytes() == first
     value = json.loads(first)
     assert (value["system"], value["seed"]) == ("adaltm", 3)
-    assert value["bootstrap"] == {"resamples": 1000, "level": 0.95, "seed": 0, "unit": "utterance"}
+    options = {"resamples": 10_000, "level": 0.95, "seed": 0, "unit": "utterance"}
+    assert value["bootstrap"] == {**options, "interval": "percentile"}
     assert "macro_f1 80.0 [" in capsys.readouterr().out
     assert str(tmp_path) not in first.decode()
 
