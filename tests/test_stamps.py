@@ -271,6 +271,50 @@ def test_batch_in_parallel():
     assert run_item.main(["--batch", path, "--jobs", "2"]) == 0
 
 
+def chain_words(name: str, needs: tuple[str, ...], code: str) -> list[str]:
+    """An item that says when it begins and ends."""
+    inputs = [f"{other}/out@stage 9 (x)" for other in needs]
+    told = (
+        f"import time\nlog = lambda what: open('log', 'a').write(what + '\\n')\nlog('+{name}')\n"
+        f"{code}\nopen('{name}/out', 'w').write('x')\nlog('-{name}')"
+    )
+    words = item_words(name, told)
+    return [*words[:4], "--inputs", "in.txt@stage 1", *inputs, *words[4:]]
+
+
+def test_an_item_waits_for_those_that_make_its_inputs():
+    """And those behind it that need nothing don't wait with it."""
+    until_c = "import os\nwhile not os.path.exists('c/out'): time.sleep(0.01)"
+    path = batch(
+        chain_words("a", (), until_c),
+        chain_words("b", ("a",), "pass"),
+        chain_words("c", (), "pass"),
+        chain_words("d", ("b", "c"), "pass"),
+    )
+    assert run_item.main(["--batch", path, "--jobs", "2"]) == 0
+    told = Path("log").read_text().split()
+    for earlier, later in (("-a", "+b"), ("-c", "-a"), ("-b", "+d")):
+        assert told.index(earlier) < told.index(later)
+    assert len(told) == 8
+
+
+def test_only_earlier_items_are_waited_for():
+    words = [chain_words(name, needs, "") for name, needs in (("a", ("b",)), ("b", ("a", "b")))]
+    tasks = [run_item.parse_item(word) for word in words]
+    assert run_item.makers(tasks) == [set(), {0}]
+
+
+def test_what_waits_for_a_failure_does_not_start(capsys):
+    path = batch(
+        chain_words("a", (), "raise SystemExit(4)"),
+        chain_words("b", ("a",), "pass"),
+        chain_words("c", ("b",), "pass"),
+    )
+    assert run_item.main(["--batch", path, "--jobs", "2"]) == 1
+    assert "a: a failed with status 4" in capsys.readouterr().err
+    assert Path("log").read_text().split() == ["+a"]
+
+
 def test_batch_list_runs_nothing(capsys):
     path = batch(item_words("a", "open('a/out', 'w').write('x')"))
     assert run_item.main(["--batch", path, "--list", "true"]) == 0

@@ -1,8 +1,10 @@
 """Run the items of a stage, skipping what is done: see `espnet_adaltm.stamps`.
 
     run_item [options] -- COMMAND...      one item
-    run_item --batch FILE [--jobs N]      the items of a file, as `utils/items.sh` writes them
+    run_item --batch FILE [--jobs N]      the items of a file, as `utils/stages.sh` writes them
     run_item --batch FILE --list true     say what would be done
+
+With several jobs, an item waits for those before it in the file that make one of its inputs.
 
 options of an item:
   --name NAME            of the stamp and in messages
@@ -28,7 +30,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -36,7 +38,16 @@ from espnet_adaltm.errors import UserError
 from espnet_adaltm.files import write_text
 from espnet_adaltm.jobs import die_with_parent, kill_group, stop_on_signals
 from espnet_adaltm.live import StatusLine
-from espnet_adaltm.stamps import Hashes, Item, Verdict, begin, finish, judge, locked
+from espnet_adaltm.stamps import (
+    Hashes,
+    Item,
+    Verdict,
+    begin,
+    finish,
+    judge,
+    locked,
+    split_input,
+)
 
 LISTS = ("inputs", "outputs")
 SINGLE = ("name", "stage", "workdir", "ignore_options", "shared", "force", "job", "log")
@@ -223,6 +234,35 @@ def rotate(log: Path) -> None:
             os.replace(old, log.with_suffix(f".{number + 1}{log.suffix}"))
 
 
+def makers(tasks: Sequence[Task]) -> list[set[int]]:
+    """For every task, the places of the tasks before it that make one of its inputs."""
+    made: dict[Path, int] = {}
+    found = []
+    for place, task in enumerate(tasks):
+        inputs = (Path(split_input(word)[0]) for word in task.item.inputs)
+        found.append({made[path] for path in inputs if path in made})
+        made |= dict.fromkeys(task.item.outputs, place)
+    return found
+
+
+def _side_by_side(tasks: Sequence[Task], jobs: int, run: Callable[[Task], None]) -> None:
+    """Run tasks ``jobs`` at a time, each after its `makers`, otherwise in order."""
+    from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+
+    waiting = dict(enumerate(makers(tasks)))
+    running: dict[Future, int] = {}
+    with ThreadPoolExecutor(jobs) as pool:
+        while waiting or running:
+            under_way = {*waiting, *running.values()}
+            ready = [place for place, needed in waiting.items() if not needed & under_way]
+            for place in ready[: jobs - len(running)]:
+                del waiting[place]
+                running[pool.submit(run, tasks[place])] = place
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                del running[future]
+                future.result()
+
+
 def run_all(tasks: Sequence[Task], jobs: int) -> int:
     """Run tasks in order, or ``jobs`` at a time; after a failure nothing new starts.
 
@@ -246,10 +286,7 @@ def run_all(tasks: Sequence[Task], jobs: int) -> int:
             for task in tasks:
                 one(task)
         else:
-            from concurrent.futures import ThreadPoolExecutor
-
-            with ThreadPoolExecutor(jobs) as pool:
-                list(pool.map(one, tasks))
+            _side_by_side(tasks, jobs, one)
     for error in errors:
         print(f"error: {error}", file=sys.stderr)
     return 1 if errors else 0

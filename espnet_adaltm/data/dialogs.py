@@ -19,8 +19,8 @@ from espnet_adaltm.kaldi import read_scp
 
 GIVEN, SPEAKER, SHOW = KINDS = ("given", "speaker", "show")
 PSEUDO_TURNS = 8
-# MSP-PODCAST_<show>_<segment>[_<part>]
-_SHOW = re.compile(r"(?P<show>\D+\d+)_(?P<segment>\d+)(?:_(?P<part>\d+))?")
+# MSP-PODCAST_<show>_<segment>[_<part>]; MSP-PODCAST_test3_<number> is of no show.
+_SHOW = re.compile(r"(?P<show>\D+_\d+)_(?P<segment>\d+)(?:_(?P<part>\d+))?")
 _FILES = {GIVEN: "utt2dialog", SPEAKER: "utt2spk"}
 
 
@@ -127,16 +127,23 @@ def _given(utterances: list[str], utt2dialog: Mapping[str, str], where: str) -> 
     )
 
 
+def show_of(utt: str) -> tuple[str, int, int] | None:
+    """Show, segment and part in the name of an utterance of MSP-Podcast; None if it has no show."""
+    found = _SHOW.fullmatch(utt)
+    if found is None:
+        return None
+    return found["show"], int(found["segment"]), int(found["part"] or 0)
+
+
 def _by_show(utterances: list[str]) -> Dialogs:
     placed: dict[str, list[tuple[int, int, str]]] = {}
     alone = []
     for utt in utterances:
-        found = _SHOW.fullmatch(utt)
+        found = show_of(utt)
         if found is None:
             alone.append(utt)
             continue
-        key = int(found["segment"]), int(found["part"] or 0), utt
-        placed.setdefault(found["show"], []).append(key)
+        placed.setdefault(found[0], []).append((*found[1:], utt))
     return _arrange({show: [utt for *_, utt in sorted(t)] for show, t in placed.items()}, alone)
 
 

@@ -22,6 +22,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from typing import Any
 
 import torch
@@ -212,48 +213,76 @@ class MemoryLayer(nn.Module):
                 f"and {len(turns.dialogs)} turns"
             )
         with torch.autocast(hidden.device.type, enabled=False):
-            # Audio positions move to the front: where they stand in a text must not matter.
-            order = (~mask).to(torch.uint8).argsort(dim=1, stable=True)
-            lengths = mask.sum(1)
-            size = int(lengths.max()) if len(mask) else 0
-            order = order[:, :size, None]
-            frames = hidden.to(self.first.dtype).take_along_dim(order, 1)
-            outside = ~length_mask(lengths, size)[..., None]
-            answers = self._converse(frames.masked_fill(outside, 0.0), lengths.tolist(), turns)
+            # Only audio positions, in a row: where they stand in a text must not matter.
+            places = _true_places(mask)
+            frames = hidden.flatten(0, 1)
+            frames = (frames if places is None else frames[places]).to(self.first.dtype)
+            answers = self._converse(frames, mask, turns)
             if not torch.is_grad_enabled() and float(self.gate) == 0.0:
                 return hidden
-            residual = torch.tanh(self.gate) * self.w_out(answers)
-            changed = (frames + residual.masked_fill(outside, 0.0)).to(hidden.dtype)
-        return hidden.scatter(1, order.expand_as(changed), changed)
+            changed = frames + torch.tanh(self.gate) * self.w_out(answers)
+            changed = changed.to(hidden.dtype)
+            if places is not None:
+                changed = hidden.flatten(0, 1).index_copy(0, places, changed)
+        return changed.view_as(hidden)
 
-    def _converse(self, frames: Tensor, lengths: list[int], turns: Turns) -> Tensor:
-        """Let every dialogue's turns read and write in their order; [B, T, D] to [B, T, size]."""
+    def _converse(self, frames: Tensor, mask: Tensor, turns: Turns) -> Tensor:
+        """Let every dialogue's turns read and write in their order.
+
+        Args:
+            frames: All audio positions, [V, D].
+            mask: Where they are, [B, T].
+            turns: Of the rows.
+
+        Returns:
+            What they read, [V, size].
+        """
+        lengths = mask.sum(1)
+        sizes = lengths.tolist()
+        valid = length_mask(lengths, max(sizes, default=0))
+        inside = _true_places(valid)
+
+        def padded(values: Tensor) -> Tensor:
+            if inside is not None:
+                empty = values.new_zeros(valid.numel(), values.shape[-1])
+                values = empty.index_copy(0, inside, values)
+            return values.unflatten(0, valid.shape)
+
         x = self.w_in(self.norm(frames))
-        queries = functional.normalize(functional.silu(self.queries(x)), dim=-1)
-        keys = functional.normalize(functional.silu(self.keys(x)), dim=-1)
-        values = functional.silu(self.values(x))
-        gates = self.gates(x).sigmoid() * x.new_tensor([1.0, self.max_step / self.chunk, 1.0])
-        valid = length_mask(torch.tensor(lengths, device=x.device), x.shape[1])
-        weights = titans.plan(Gates(*gates.unbind(-1)), valid, self.chunk) if turns.learn else None
-        state, ended, answers, rows = self._begin(turns), [], [], []
+        parts = (self.queries, self.keys, self.values)
+        heard = functional.silu(functional.linear(x, torch.cat([part.weight for part in parts])))
+        heard = heard.unflatten(-1, (3, -1))
+        unit = functional.normalize(heard[:, :2], dim=-1)
+        queries, keys = padded(unit.flatten(1)).chunk(2, -1)
+        values = padded(heard[:, 2])
+        scale = x.new_tensor([1.0, self.max_step / self.chunk, 1.0])
+        weights = None
+        if turns.learn:
+            gates = padded(self.gates(x).sigmoid() * scale)
+            weights = titans.plan(Gates(*gates.unbind(-1)), valid, self.chunk)
+        state, ended, answers = self._begin(turns), [], []
         for number, step in enumerate(turns.steps):
-            longest = max(lengths[row] for row in step)
+            longest = max(sizes[row] for row in step)
+            # With a turn of each dialogue only, the rows are in the order of the dialogues.
+            rows = step if len(turns.steps) > 1 else slice(None)
             if len(step) < len(state.first):
                 ended.append(state.pick(slice(len(step), None)))
                 state = state.pick(slice(len(step)))
             if number and number % self.truncate == 0:
                 state = state.detach()
             source = state if turns.sources is None else self._sources(turns, step)
-            answer = titans.recall(source, queries[step, :longest])
-            answers.append(functional.pad(answer, (0, 0, 0, frames.shape[1] - longest)))
-            rows += step
+            answer = titans.recall(source, queries[rows, :longest])
+            answers.append(functional.pad(answer, (0, 0, 0, valid.shape[1] - longest)))
             if turns.learn:
-                now = weights.rows(step, longest)
-                state = titans.write(state, keys[step, :longest], values[step, :longest], now)
+                now = weights.rows(rows, longest)
+                state = titans.write(state, keys[rows, :longest], values[rows, :longest], now)
         if turns.carry:
-            self._keep(turns, titans.join([state, *ended[::-1]]))
-        place = torch.tensor(rows, device=frames.device).argsort()
-        return torch.cat(answers)[place] if answers else x
+            self._keep(turns, titans.join([state, *ended[::-1]]) if ended else state)
+        if len(answers) > 1:
+            order = torch.tensor(list(chain(*turns.steps)), device=x.device).argsort()
+            answers = [torch.cat(answers)[order]]
+        found = answers[0].flatten(0, 1) if answers else x
+        return found if inside is None else found[inside]
 
     def _begin(self, turns: Turns) -> State:
         """The memories of `Turns.names` before the batch."""
@@ -327,3 +356,8 @@ class MemoryLayer(nn.Module):
                     )
             states[dialog] = State(**{k: v.to(self.first)[None] for k, v in parts.items()})
         self._states, self._aside = states, {}
+
+
+def _true_places(mask: Tensor) -> Tensor | None:
+    """Where a mask of any shape is true, as places in it laid flat; None if it is everywhere."""
+    return None if bool(mask.all()) else mask.flatten().nonzero()[:, 0]

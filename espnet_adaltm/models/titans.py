@@ -11,7 +11,7 @@ theta and forgetting alpha of every frame t:
 Here M is `second silu(first k)`: two layers, SiLU, no bias. In chunks of 1 `write` is this rule,
 frame by frame. With larger chunks the gradients of a chunk are taken at the memory that the chunk
 starts with, which is the paper's parallel form; momentum and forgetting stay those of every frame.
-The gradient is written out rather than left to autograd, so that a chunk costs seven matrix
+The gradient is written out rather than left to autograd, so that a chunk costs five matrix
 products and the whole is differentiable for the training of everything around it.
 """
 
@@ -92,20 +92,18 @@ def recall(state: State, queries: Tensor) -> Tensor:
 class Plan(NamedTuple):
     """The gates of N sequences of T frames, unrolled over C chunks of c frames by `plan`.
 
-    With (M, S) at a chunk's start and gradients g_i: `M' = m M + s S - sum_i w_i g_i`, and likewise
-    S'. The last dimension of every part stands for M' and S'.
+    With (M, S) at a chunk's start and gradients g_i: `M' = m M + s S - sum_i w_i g_i` and
+    `S' = s' S - sum_i w'_i g_i`.
 
     Attributes:
-        memory: m, [C, N, 2].
-        momentum: s, [C, N, 2].
-        gradient: w, [C, N, c, 2].
+        carry: [[m, s], [0, s']], [C, N, 2, 2].
+        gradient: w and w', [C, N, c, 2].
     """
 
-    memory: Tensor
-    momentum: Tensor
+    carry: Tensor
     gradient: Tensor
 
-    def rows(self, rows: Sequence[int], frames: int) -> "Plan":
+    def rows(self, rows: Sequence[int] | slice, frames: int) -> "Plan":
         """Some of the sequences, and the chunks that their first ``frames`` frames are in."""
         chunks = -(-frames // self.gradient.shape[2]) if frames else 0
         return Plan(*(part[:chunks, rows] for part in self))
@@ -114,8 +112,9 @@ class Plan(NamedTuple):
 def plan(gates: Gates, valid: Tensor, chunk: int) -> Plan:
     """Unroll the two recurrences, which depend on the gates alone.
 
-    Backwards from a chunk's end: what M_i and S_i count for there gives what g_i, M_{i-1} and
-    S_{i-1} do.
+    Seen from a chunk's end, M_i counts by m_i = (1 - alpha_{i+1}) m_{i+1}, and S_i, which is a part
+    of M_{i+1} and of S_{i+1}, by s_i = eta_{i+1} (m_{i+1} + s_{i+1}); g_i by theta_i (m_i + s_i).
+    For S' the same with m = 0.
 
     Args:
         gates: Of every frame.
@@ -124,18 +123,39 @@ def plan(gates: Gates, valid: Tensor, chunk: int) -> Plan:
     """
     size = valid.shape[1]
     chunk = max(min(chunk, size), 1)
-    parts = (functional.pad(part, (0, -size % chunk)) for part in (*gates, valid))
-    eta, theta, alpha, valid = (part.unflatten(1, (-1, chunk)).transpose(0, 1) for part in parts)
-    memory = theta.new_tensor([1.0, 0.0]).expand(*theta.shape[:2], 2)
-    momentum = theta.new_tensor([0.0, 1.0]).expand(*theta.shape[:2], 2)
-    gradient: list[Tensor] = []
-    for frame in reversed(range(chunk)):
-        inside = valid[..., frame, None]
-        both = memory + momentum
-        gradient.append(torch.where(inside, theta[..., frame, None] * both, 0.0))
-        memory = torch.where(inside, (1 - alpha[..., frame, None]) * memory, memory)
-        momentum = torch.where(inside, eta[..., frame, None] * both, momentum)
-    return Plan(memory, momentum, torch.stack(gradient[::-1], dim=2))
+    eta, theta, alpha = gates
+    parts, rest = torch.stack((eta, eta, theta, 1 - alpha)), -size % chunk
+    if rest:
+        parts, valid = functional.pad(parts, (0, rest)), functional.pad(valid, (0, rest))
+    parts = torch.where(valid, parts, parts.new_tensor([1.0, 0.0, 0.0, 1.0])[:, None, None])
+    # From here on from the last frame of a chunk to its first, [C, N, c].
+    fades, pushes, steps, keeps = parts.unflatten(2, (-1, chunk)).transpose(1, 2).flip(-1)
+    kept = keeps.cumprod(-1)
+    memory = _later(kept, 1.0)
+    momentum, faded = _scan(fades, pushes * memory)
+    own, both = _later(faded, 1.0), memory + _later(momentum, 0.0)
+    last = (kept[..., -1], momentum[..., -1], torch.zeros_like(kept[..., -1]), faded[..., -1])
+    gradient = steps[..., None] * torch.stack((both, own), -1)
+    return Plan(torch.stack(last, -1).unflatten(-1, (2, 2)), gradient.flip(-2))
+
+
+def _later(values: Tensor, first: float) -> Tensor:
+    """One place later along the last dimension, which begins with ``first``."""
+    return functional.pad(values[..., :-1], (1, 0), value=first)
+
+
+def _scan(factors: Tensor, terms: Tensor) -> tuple[Tensor, Tensor]:
+    """`x_t = f_t x_{t-1} + v_t` from 0, and the products of all f up to t, for the last dimension.
+
+    In log2(c) steps for c places: after each, twice as many terms are in.
+    """
+    both, step = torch.stack((terms, factors)), 1
+    while step < terms.shape[-1]:
+        late, early = both[..., step:], both[..., :-step]
+        grown = late[1] * early
+        grown[0] += late[0]
+        both, step = torch.cat((both[..., :step], grown), -1), 2 * step
+    return both[0], both[1]
 
 
 def write(state: State, keys: Tensor, values: Tensor, weights: Plan) -> State:
@@ -151,27 +171,36 @@ def write(state: State, keys: Tensor, values: Tensor, weights: Plan) -> State:
         The state after.
     """
     chunk = weights.gradient.shape[2]
-    for number, begin in enumerate(range(0, keys.shape[1], chunk)):
-        span = slice(begin, begin + chunk)
-        state = _write_chunk(state, keys[:, span], values[:, span], *(w[number] for w in weights))
-    return state
+    # Weights above their momenta: [N, 2, W, D] and [N, 2, D, W].
+    first = torch.stack((state.first, state.first_momentum), 1)
+    second = torch.stack((state.second, state.second_momentum), 1)
+    parts = keys.split(chunk, 1), values.split(chunk, 1), *(part.unbind() for part in weights)
+    for now in zip(*parts, strict=True) if keys.shape[1] else ():
+        first, second = _write_chunk(first, second, *now)
+    return State(first[:, 0], second[:, 0], first[:, 1], second[:, 1])
 
 
 def _write_chunk(
-    state: State, keys: Tensor, values: Tensor, memory: Tensor, momentum: Tensor, weights: Tensor
-) -> State:
-    """One chunk: keys and values [N, c, D], its weights [N, 2], [N, 2] and [N, c or more, 2]."""
-    before = keys @ state.first.mT
+    first: Tensor, second: Tensor, keys: Tensor, values: Tensor, carry: Tensor, weights: Tensor
+) -> tuple[Tensor, Tensor]:
+    """One chunk: keys and values [N, c, D], carry [N, 2, 2], weights [N, c or more, 2]."""
+    inner, outer = first[:, 0], second[:, 0]
+    before = keys @ inner.mT
     sigmoid = before.sigmoid()
     hidden = before * sigmoid
-    error = 2 * (hidden @ state.second.mT - values)
+    error = torch.baddbmm(values, hidden, outer.mT, beta=-2, alpha=2)
     # d silu(x) / dx = s (1 + x (1 - s)) with s = sigmoid(x)
-    inner = (error @ state.second) * (sigmoid + hidden * (1 - sigmoid))
-    new = []
-    for part in (0, 1):
-        weight = weights[:, : keys.shape[1], part, None]
-        gradients = ((weight * inner).mT @ keys, (weight * error).mT @ hidden)
-        kept, pushed = memory[:, part, None, None], momentum[:, part, None, None]
-        for index, gradient in enumerate(gradients):
-            new.append(kept * state[index] + pushed * state[index + 2] - gradient)
-    return State(*new)
+    slope = torch.addcmul(sigmoid, hidden, 1 - sigmoid)
+    weights = weights[:, : keys.shape[1], :, None]
+    return (
+        _move(first, carry, weights, (error @ outer) * slope, keys),
+        _move(second, carry, weights, error, hidden),
+    )
+
+
+def _move(part: Tensor, carry: Tensor, weights: Tensor, errors: Tensor, inputs: Tensor) -> Tensor:
+    """A layer above its momentum [N, 2, O, I] after errors [N, c, O] at inputs [N, c, I]."""
+    gradient = (weights * errors[:, :, None]).flatten(2).mT @ inputs
+    shape = (len(part), 2, -1)
+    moved = torch.baddbmm(gradient.view(shape), carry, part.view(shape), beta=-1)
+    return moved.view(part.shape)

@@ -207,6 +207,28 @@ def check_units(frames: Tensor, units: Tensor, utt_id: Sequence[str]) -> None:
     )
 
 
+def task_mask(
+    frames: Tensor, utt_id: Sequence[str], setting: Augmentation, *, training: bool
+) -> Tensor:
+    """Span mask [B, T] of frames to predict.
+
+    Args:
+        frames: Valid frames of the utterances, [B].
+        utt_id: Their names, [B].
+        setting: Density and length of the spans.
+        training: Random spans; otherwise the same for an utterance every time.
+    """
+    prob, length = setting.mask_prob, setting.mask_length
+    if training:
+        return span_mask(frames, prob, length)
+    mask = torch.zeros(len(frames), int(frames.max()), dtype=torch.bool, device=frames.device)
+    for row, (utt, count) in enumerate(zip(utt_id, frames.tolist(), strict=True)):
+        generator = torch.Generator().manual_seed(zlib.crc32(utt.encode()))
+        one = span_mask(torch.tensor([count]), prob, length, generator=generator)
+        mask[row, :count] = one[0].to(mask.device)
+    return mask
+
+
 class PretrainModel(AdaltmModel):
     """Encoder + masked prediction of units (HuBERT's objective).
 
@@ -242,7 +264,7 @@ class PretrainModel(AdaltmModel):
             speech = add_noise(speech, speech_lengths, setting.noise_prob, setting.noise_snr)
         frames = self.frame_lengths(speech, speech_lengths)
         check_units(frames, units_lengths, utt_id)
-        mask = self._mask(frames, utt_id)
+        mask = task_mask(frames, utt_id, setting, training=self.training)
         output = self.encoder(speech, speech_lengths, mask_time=mask)
         hidden = output.hidden[-1]
         # The units' frames may be one more or fewer than the CNN's: the rest has no target.
@@ -255,15 +277,3 @@ class PretrainModel(AdaltmModel):
         else:
             self.metric.update((scored.accuracy * scored.frames).round(), scored.frames)
         return self.result(scored.loss, stats, scored.frames)
-
-    def _mask(self, frames: Tensor, utt_id: Sequence[str]) -> Tensor:
-        """Span mask [B, T]: random in training, the same for an utterance in every validation."""
-        prob, length = self.augmentation.mask_prob, self.augmentation.mask_length
-        if self.training:
-            return span_mask(frames, prob, length)
-        mask = torch.zeros(len(frames), int(frames.max()), dtype=torch.bool, device=frames.device)
-        for row, (utt, count) in enumerate(zip(utt_id, frames.tolist(), strict=True)):
-            generator = torch.Generator().manual_seed(zlib.crc32(utt.encode()))
-            one = span_mask(torch.tensor([count]), prob, length, generator=generator)
-            mask[row, :count] = one[0].to(mask.device)
-        return mask

@@ -118,6 +118,13 @@ class MemoryTask(AdaltmTask):
         )
         group.add_argument("--labels", type=str_or_none, default=None, help="labels.json")
         group.add_argument("--soft_labels", type=str2bool, default=False, help="utt2soft")
+        group.add_argument(
+            "--emotion_shape",
+            type=str_or_none,
+            default=None,
+            help="Shape file of the training utterances whose emotions may be used; all by default."
+            " The others are still heard",
+        )
         group.add_argument("--loss", default="cb_soft_ce", choices=LOSSES)
         group.add_argument("--focal_gamma", type=float, default=2.0)
 
@@ -142,6 +149,8 @@ class MemoryTask(AdaltmTask):
             source = source_file(getattr(args, f"{part}_dump"), args.dialogs)
             if source is not None:
                 files[f"the {part} dialogues"] = source
+        if args.emotion_shape is not None:
+            files["the utterances with a usable emotion"] = Path(args.emotion_shape)
         if args.host == SER:
             files[_HOST] = description_file(Path(args.ser_expert))
         return files
@@ -159,7 +168,7 @@ class MemoryTask(AdaltmTask):
         """Speech, place and emotion."""
         part = "train" if train else "valid"
         places = number_places(read_dialogs_of(args, part))
-        return DialogPreprocess(require_labels(args), read_scp(emotion_file(args, part)), places)
+        return DialogPreprocess(require_labels(args), usable_emotions(args, part), places)
 
     @classmethod
     def build_task_iter_factory(
@@ -170,7 +179,7 @@ class MemoryTask(AdaltmTask):
         sizes = {utt: int(n.split(",")[0]) for utt, n in _shape(args, part).items()}
         dialogs = read_dialogs_of(args, part)
         if iter_options.train:
-            pieces = cut(dialogs, read_scp(emotion_file(args, part)), args.max_turns)
+            pieces = cut(dialogs, usable_emotions(args, part), args.max_turns)
         else:
             pieces = [list(utts) for utts in dialogs.turns.values()]
         batches = pack(pieces, sizes, iter_options.batch_bins, split=not iter_options.train)
@@ -259,6 +268,19 @@ def emotion_file(args: argparse.Namespace, part: str) -> Path:
     return require(Path(getattr(args, f"{part}_dump")) / name, "stage `audio`")
 
 
+def usable_emotions(args: argparse.Namespace, part: str) -> dict[str, str]:
+    """Utterance to emotion or distribution, of ``train`` or ``valid``.
+
+    Raises:
+        UserError: A file is missing.
+    """
+    emotions = read_scp(emotion_file(args, part))
+    if part != "train" or args.emotion_shape is None:
+        return emotions
+    chosen = read_scp(require(args.emotion_shape, "stage `tokens`"))
+    return {utt: emotion for utt, emotion in emotions.items() if utt in chosen}
+
+
 def label_counts(args: argparse.Namespace, labels: Labels, part: str = "train") -> list[int]:
     """Utterances of each emotion, length C.
 
@@ -266,7 +288,7 @@ def label_counts(args: argparse.Namespace, labels: Labels, part: str = "train") 
         UserError: An emotion that is not among the labels, or no label at all.
     """
     path = emotion_file(args, part)
-    emotions, used = read_scp(path), _shape(args, part)
+    emotions, used = usable_emotions(args, part), _shape(args, part)
     counts: Counter[int] = Counter()
     for utt in used:
         if utt in emotions:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from espnet2.utils.nested_dict_action import NestedDictAction
+from espnet2.utils.types import str_or_none
 
 from espnet_adaltm.backbone.hidden import INFO, read_hidden_info
 from espnet_adaltm.backbone.loading import read_base_info
@@ -117,6 +118,12 @@ class WapAdapterTask(AdaltmTask):
             "--distill_weight", type=float, default=1.0, help="0: without self-distillation"
         )
         group.add_argument(
+            "--speech_name",
+            type=str_or_none,
+            default=None,
+            help="What tables call the speech that it is trained on, if that is another corpus'",
+        )
+        group.add_argument(
             "--ema_conf",
             action=NestedDictAction,
             default={},
@@ -200,6 +207,7 @@ class WapAdapterTask(AdaltmTask):
                 "attributes": args.num_attributes if with_attributes else 0,
                 "attribute_weight": args.attribute_weight,
                 "distill_weight": args.distill_weight,
+                "speech": args.speech_name,
                 "seed": args.seed,
                 "selected": selected,
             },

@@ -165,5 +165,5 @@ def _adapter_training(args: argparse.Namespace) -> dict[str, Any] | None:
     if args.wap_adapter is None:
         return None
     info = _read_adapter(Path(args.wap_adapter))
-    kept = ("attributes", "attribute_weight", "distill_weight", "seed", "sha256")
+    kept = ("attributes", "attribute_weight", "distill_weight", "speech", "seed", "sha256")
     return {name: info[name] for name in kept}

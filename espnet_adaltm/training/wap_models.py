@@ -1,17 +1,15 @@
 """Adapter + self-distillation in the form that ESPnet's trainer runs."""
 
-import zlib
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from espnet_adaltm.backbone.encoder import span_mask
 from espnet_adaltm.models.prototypes import perplexity
 from espnet_adaltm.models.self_distillation import Scores, SelfDistillation
 from espnet_adaltm.models.wap_adapter import WapAdapter
-from espnet_adaltm.training.espnet_models import AdaltmModel, Augmentation, Result
+from espnet_adaltm.training.espnet_models import AdaltmModel, Augmentation, Result, task_mask
 from espnet_adaltm.training.metrics import CountMetric
 
 
@@ -65,11 +63,7 @@ class WapModel(AdaltmModel):
         self, speech: Tensor, speech_lengths: Tensor, utt_id: Sequence[str] = (), **_: Any
     ) -> Result:
         """Loss of a batch of frames [B, T, D] with ``speech_lengths`` [B]."""
-        setting = self.augmentation
-        if self.training:
-            mask = span_mask(speech_lengths, setting.mask_prob, setting.mask_length)
-        else:
-            mask = fixed_mask(speech_lengths, utt_id, setting)
+        mask = task_mask(speech_lengths, utt_id, self.augmentation, training=self.training)
         scores = self.objective(self.encoder, speech, speech_lengths, mask)
         return self.result(scores.loss, self._stats(scores), scores.frames)
 
@@ -94,15 +88,3 @@ class WapModel(AdaltmModel):
             right = (scores.accuracy * scores.frames).round()
             self.metric.update(scores.attributes, right, scores.frames)
         return found
-
-
-def fixed_mask(frames: Tensor, utt_id: Sequence[str], setting: Augmentation) -> Tensor:
-    """Span mask [B, T] that is the same for an utterance in every validation."""
-    mask = torch.zeros(len(frames), int(frames.max()), dtype=torch.bool, device=frames.device)
-    for row, (utt, count) in enumerate(zip(utt_id, frames.tolist(), strict=True)):
-        generator = torch.Generator().manual_seed(zlib.crc32(utt.encode()))
-        one = span_mask(
-            torch.tensor([count]), setting.mask_prob, setting.mask_length, generator=generator
-        )
-        mask[row, :count] = one[0].to(mask.device)
-    return mask

@@ -70,6 +70,20 @@ def test_writing_is_the_printed_rule(chunk):
     assert (written.first - state.first).abs().max() > 0.01
 
 
+def test_gates_that_are_fully_open_or_closed():
+    """Sigmoids round to 0 and 1; there are no quotients or logarithms that this could hurt."""
+    state, keys, values, gates = make(frames=8)
+    eta, theta, alpha = (gate.clone().requires_grad_() for gate in gates)
+    with torch.no_grad():
+        eta[0, ::2], eta[1, ::3], alpha[0, 3], alpha[1, ::2] = 0.0, 1.0, 1.0, 0.0
+    valid = torch.ones(2, 8, dtype=torch.bool)
+    gates = Gates(eta, theta, alpha)
+    written = write(state, keys, values, gates, valid, 8)
+    same(written, by_steps(state, keys, values, gates, valid, 8))
+    sum(part.sum() for part in written).backward()
+    assert all(gate.grad.isfinite().all() and gate.grad.any() for gate in gates)
+
+
 def test_one_frame_by_hand():
     state = State(*(torch.full((1, 1, 1), value) for value in (1.0, 2.0, 0.5, -0.5)))
     one = torch.ones(1, 1, 1)

@@ -1,5 +1,6 @@
 """What adaltm.sh declares for baselines: folders, commands, sweeps, and the split that leaks."""
 
+import re
 import subprocess
 
 import pytest
@@ -81,6 +82,65 @@ def test_a_share_of_the_labels_holds_for_baselines_too(declared):
     assert folder != f"{STEM}_seed1"
     assert value(command, "--emotion_shape") == "data/label_share/ser_shape_0.1"
     assert "--train_shape_file" not in command
+
+
+MEMORY = ("--baselines", "memory memory_frozen mtlser", "--seeds", "1 2", "--stop_stage=baselines")
+
+
+def test_the_expert_that_hosts_a_memory_is_part_of_its_name(declared):
+    def folders(*words):
+        return list(by_stage(declared(*MEMORY, *words), "baselines"))
+
+    plain = folders()
+    hashes = [re.fullmatch(r"exp/memory_tiny_raw_(\w{6})_seed\d", name)[1] for name in plain[:2]]
+    assert hashes[0] == hashes[1]
+    assert plain[2:] == [
+        *(f"exp/memory_frozen_tiny_raw_{hashes[0]}_seed{seed}" for seed in (1, 2)),
+        *(f"{STEM}_seed{seed}" for seed in (1, 2)),
+    ]
+    other = folders("--ser_args", "--head_lr 0.1")
+    assert not set(other[:4]) & set(plain)
+    assert other[4:] == plain[4:]
+    assert folders("--asr_args", "--head_lr 0.1") == plain
+    each = folders("--expert_seed", "each")
+    assert each[0] == plain[0]
+    assert each[1] not in plain
+
+
+def test_a_memory_stands_on_the_expert_of_its_seed_and_an_ablation_on_the_memory(declared):
+    trained = by_stage(declared(*MEMORY, "--expert_seed", "each"), "baselines")
+    folders = list(trained)
+    for seed, end in ((0, ""), (1, "_seed2")):
+        memory, frozen = folders[seed], folders[2 + seed]
+        expert = f"exp/ser_expert_tiny_train_ser_raw{end}"
+        assert value(trained[memory], "--ser_expert") == expert
+        assert value(trained[frozen], "--system") == memory
+
+
+def test_a_memory_in_qwen2_audio_needs_no_expert(declared, tmp_path):
+    (tmp_path / "memory.yaml").write_text("max_epoch: 1\n")
+    (tmp_path / "memory_large.yaml").write_text("host: qwen2_audio\n")
+    words = ("--baseline_conf", str(tmp_path), "--baselines", "memory memory_large")
+    (small, _), (large, command) = by_stage(
+        declared(*words, "--seeds", "1", "--stop_stage=9"), "baselines"
+    ).items()
+    assert re.fullmatch(r"exp/memory_tiny_raw_\w{6}_seed1", small)
+    assert large == "exp/memory_large_tiny_raw_seed1"
+    assert "--ser_expert" not in command
+    assert value(command[command.index("--feats_type") + 1 :], "--feats_type") == "raw"
+
+
+def test_all_baselines_get_the_same_share_of_labels(declared):
+    words = ("--baselines", "memory wap_adapter", "--seeds", "1", "--label_share", "0.1")
+    items = [item for item in declared(*words, "--stop_stage=9") if item[0] == "baselines"]
+    (memory,) = [c for _, _, c in items if "espnet_adaltm.bin.train_memory" in c]
+    (head,) = [c for _, _, c in items if "espnet_adaltm.bin.train_wap_head" in c]
+    (adapter,) = [c for _, _, c in items if "espnet_adaltm.bin.train_wap_adapter" in c]
+    shape = "data/label_share/ser_shape_0.1"
+    assert value(memory, "--emotion_shape") == shape  # it hears the other turns
+    assert value(head, "--train_shape_file") == shape
+    for command in (memory, adapter):  # the adapter learns without labels
+        assert "--train_shape_file" not in command
 
 
 def test_variants_share_a_script(declared):

@@ -248,8 +248,17 @@ def test_terminated_script_ends_what_it_started(tmp_path):
         time.sleep(0.02)
     process.terminate()
     assert process.wait(30) == 143
-    with pytest.raises(ProcessLookupError):
-        os.kill(int(pid.read_text()), 0)
+    while is_alive(int(pid.read_text())):  # on a busy machine it is reaped a little later
+        assert time.monotonic() < end + 30
+        time.sleep(0.02)
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def test_new_recipe(tmp_path):

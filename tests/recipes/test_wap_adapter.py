@@ -92,6 +92,7 @@ def test_overrides_go_to_their_training_and_speech_comes_from_elsewhere(tmp_path
     assert dumps == ["../x/dump/train", "../x/dump/dev"]
     assert option(adapter, "train_dump") == "../x/dump/train"
     assert option(adapter, "valid_dump") == "../x/dump/dev"
+    assert option(adapter, "speech_name") == "dump"
     assert option(adapter, "max_epoch") == "3"
     assert option(adapter, "head_lr") is None
     assert option(head, "head_lr") == "0.1"
@@ -101,6 +102,19 @@ def test_overrides_go_to_their_training_and_speech_comes_from_elsewhere(tmp_path
     assert [Path(option(item, "out")).parent for item in (theirs[0], ours[0])] == [
         Path(folder) for folder in folders
     ]
+
+
+@pytest.mark.parametrize(
+    ("place", "name"),
+    [("../../ravdess/adaltm1/dump/full", "ravdess"), ("/x/crema/adaltm2/", "crema"), ("y/z/", "z")],
+)
+def test_speech_of_another_recipe_has_its_name(tmp_path, place, name):
+    items, _ = declared(
+        tmp_path, "wap_adapter_transfer", args=f"wap_adapter_transfer: --from {place}"
+    )
+    assert option(items[-2], "speech_name") == name
+    plain, _ = declared(tmp_path, "wap_adapter")
+    assert option(plain[-2], "speech_name") is None
 
 
 @pytest.mark.parametrize(

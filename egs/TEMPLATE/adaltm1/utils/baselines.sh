@@ -10,7 +10,8 @@
 #   baseline_words           (array) what --baseline_args has for it
 #
 # and what utils/names.sh offers (training, fed_with, emotions, tokens, labels, base_dir ...). With
-# --label_share it takes only the emotion labels that the merges get: ${share_words[@]}, share_inputs.
+# --label_share it takes only the emotion labels that the merges get: "${share_words[@]}" or
+# share_shape, and "${share_inputs[@]}". An item that reads what another one makes waits for it.
 # Variants share a script: wap_adapter_small runs wap_adapter.sh with wap_adapter_small.yaml.
 # Decoding is by the kind in baseline.json, see espnet_adaltm/decoding/baselines.
 
@@ -42,13 +43,27 @@ baseline_words_of() {
     echo "${words[*]}"
 }
 
+# in_ser_expert NAME: whether it is put into the SER expert of its seed.
+in_ser_expert() {
+    [[ "${baseline_script_of[$1]}" == */memory.sh ]] && ! in_qwen2_audio "${baseline_conf}/$1.yaml"
+}
+in_qwen2_audio() { # in_qwen2_audio YAML
+    grep -qs '^host: qwen2_audio' "$1"
+}
+
 # What the folder of a baseline begins with; as those of the merges, it carries what differs from
-# the configuration files.
-declare -A baseline_script_of=() baseline_stem=()
+# the configuration files, and a hash of the expert that it is put into: another one, another folder.
+declare -A baseline_script_of=() baseline_stem=() ser_hash_of=()
 for name in ${baselines}; do
     baseline_script_of[${name}]=$(baseline_script "${name}")
     baseline_stem[${name}]=${name}_${base_dir##*/base_}$(tag "$(baseline_words_of "${name}")" \
         "$(changed token_type n_tokens token_args label_share)")${feats_tag}
+    if [ "${#ser_hash_of[@]}" -gt 0 ] || ! in_ser_expert "${name}"; then continue; fi
+    for seed in ${seeds}; do
+        with_seed "${seed}"
+        ser_hash_of[${seed}]=_$(printf '%s' "${ser_dir##*/}" | sha256sum | cut -c1-6)
+    done
+    with_seed "${first_seed}"
 done
 if [[ "${baseline_args}" =~ (^|\;)[[:space:]]*([a-z][a-z0-9_]*):[[:space:]] ]]; then
     while IFS= read -r name; do
@@ -56,11 +71,13 @@ if [[ "${baseline_args}" =~ (^|\;)[[:space:]]*([a-z][a-z0-9_]*):[[:space:]] ]]; 
             die "--baseline_args has '${name}:', which --baselines '${baselines}' lacks"
     done < <(tr ';' '\n' <<<"${baseline_args}" | sed -nE 's/^\s*([a-z][a-z0-9_]*):\s.*/\1/p')
 fi
-unset name
+unset name seed
 
 # baseline_folder NAME SEED
 baseline_folder() {
-    echo "${expdir}/${baseline_stem[$1]}_seed$2"
+    local hash=
+    if in_ser_expert "$1"; then hash=${ser_hash_of[$2]}; fi
+    echo "${expdir}/${baseline_stem[$1]}${hash}_seed$2"
 }
 
 # is_baseline FOLDER: whether it belongs to none of our own systems.

@@ -11,7 +11,8 @@
 # They run when the function returns; those that are done are skipped, see espnet_adaltm/stamps.py.
 # Inputs are written file@stage, outputs file. With a job command in `item_cmd`, an item runs
 # through it and logs to `<workdir>/<name>.log` (in `item_logs`, if set); `stage_jobs` items run at a
-# time. What is to be shown when they have run goes into a function after_<name>.
+# time, each after those declared before it that make its inputs. What is to be shown when they have
+# run goes into a function after_<name>.
 
 # Globals of the stage under way.
 stage_number=0

@@ -15,7 +15,7 @@
 
 declare_memory() {
     local variant=${baseline#memory} config=${baseline_config} history='' source set
-    local -a inputs own=()
+    local -a inputs own=() host=()
     case "${variant}" in
         "") ;;
         _none | _frozen | _reset_each_turn | _shuffled | _other_dialog) history=${variant#_} ;;
@@ -30,8 +30,6 @@ declare_memory() {
         [[ " ${baselines%%"${baseline}"*}" == *" memory "* ]] ||
             die "--baselines: ${baseline} uses the weights of memory: put memory before it"
         source=$(baseline_folder memory "$((baseline_seed / 1000))")
-        # It needs what another item makes: not side by side.
-        stage_jobs=1
         item history "${baseline_dir}" --inputs "${source}/baseline.json@baselines" \
             --outputs "${baseline_dir}/baseline.json" \
             -- python -m espnet_adaltm.bin.memory_history --system "${source}" \
@@ -41,19 +39,25 @@ declare_memory() {
     if [ ! -f "${config}" ]; then config=${baseline_conf}/memory.yaml; fi
     training "${baseline_seed}"
     fed_with all_shape
-    inputs=("${config}" "${fed[@]}" "${label_names}@tokens" "${ser_dir}/expert.json@ser_expert"
-        "${ser_dir}"/{expert.safetensors,head.safetensors}@ser_expert)
+    inputs=("${config}" "${fed[@]}" "${label_names}@tokens" "${share_inputs[@]}")
     for set in "${train_set}" "${valid_set}"; do
         # shellcheck disable=SC2207  # one input per word
         inputs+=("${dumpdir}/${set}/utt2spk@audio" $(present "${dumpdir}/${set}@audio" utt2dialog))
     done
-    if grep -q '^host: qwen2_audio' "${config}" 2>/dev/null; then own+=(--feats_type raw); fi
+    if in_qwen2_audio "${config}"; then
+        own+=(--feats_type raw)
+    else
+        host=(--ser_expert "${ser_dir}")
+        inputs+=("${ser_dir}"/{expert.json,expert.safetensors,head.safetensors}@ser_expert)
+    fi
+    # Dialogues keep their turns: those without a label are heard.
+    if [ "${label_share}" != 1 ]; then own+=(--emotion_shape "${share_shape}"); fi
     # shellcheck disable=SC2046  # one input per word
     item train "${baseline_dir}" --inputs "${inputs[@]}" $(emotions) \
         --outputs "${baseline_dir}"/{memory.safetensors,baseline.json} \
         -- python -m espnet_adaltm.bin.train_memory --config "${config}" --base "${base_dir}" \
-        --ser_expert "${ser_dir}" --labels "${labels}" --output_dir "${baseline_dir}" \
-        "${training[@]}" "${own[@]}" "${baseline_words[@]}"
+        "${host[@]}" --labels "${labels}" --output_dir "${baseline_dir}" "${training[@]}" \
+        "${own[@]}" "${baseline_words[@]}"
 }
 
 declare_memory

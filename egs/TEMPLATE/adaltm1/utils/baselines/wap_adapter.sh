@@ -21,7 +21,7 @@
 declare_wap() {
     local layer=last from=${dumpdir} config=${baseline_config} head_config=${baseline_conf}/wap_head.yaml
     local adapter=${baseline_dir}_adapter states pretrained part=adapter variant=${baseline#wap_adapter}
-    local set file device
+    local set file device speech
     local -a adapter_words=() head_words=() inputs=() labelled=() started=()
     case "${variant}" in
         "" | _transfer) ;;
@@ -57,12 +57,14 @@ declare_wap() {
     if [ "${from}" != "${dumpdir}" ]; then
         pretrained=${states}_$(printf '%s' "${from}" | sha256sum | cut -c1-6)
         wap_states "${pretrained}" "${from}" raw
+        # The recipe's name, or else the folder's.
+        speech=${from%/}
+        if [[ "${speech}" =~ ([^/]+)/adaltm[^/]*(/|$) ]]; then speech=${BASH_REMATCH[1]}; fi
+        adapter_words=(--speech_name "${speech##*/}" "${adapter_words[@]}")
     fi
 
     item_cmd=${train_cmd}
     training "${baseline_seed}"
-    # One item needs what another makes: not side by side.
-    stage_jobs=1
     if [ -n "${adapter}" ]; then
         for set in "${train_set}" "${valid_set}"; do
             inputs+=("${pretrained}/${set}"/{feats.scp,hidden.json}@baselines)
@@ -86,11 +88,11 @@ declare_wap() {
     done
     # shellcheck disable=SC2046  # one input per word
     item train "${baseline_dir}" --inputs "${head_config}" "${labelled[@]}" \
-        "${label_names}@tokens" $(emotions) \
+        "${label_names}@tokens" $(emotions) "${share_inputs[@]}" \
         --outputs "${baseline_dir}"/{adapter.safetensors,head.safetensors,baseline.json} \
         -- python -m espnet_adaltm.bin.train_wap_head --config "${head_config}" \
         --base "${base_dir}" --feats_dir "${states}" --labels "${labels}" "${started[@]}" \
-        --output_dir "${baseline_dir}" "${training[@]}" "${head_words[@]}"
+        --output_dir "${baseline_dir}" "${training[@]}" "${share_words[@]}" "${head_words[@]}"
 }
 
 # wap_states FOLDER DUMPDIR FEATS_TYPE: items that store the hidden states of both sets there; seeds and
