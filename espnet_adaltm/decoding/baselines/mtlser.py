@@ -12,6 +12,7 @@ from espnet_adaltm.backbone.loading import load_encoder
 from espnet_adaltm.data.tokens import Tokenizer
 from espnet_adaltm.decoding import systems
 from espnet_adaltm.errors import UserError
+from espnet_adaltm.models.ctc import best_paths, collapse
 from espnet_adaltm.models.mtlser import MTLHead
 
 ENCODER, HEAD = "encoder.safetensors", "head.safetensors"
@@ -24,23 +25,31 @@ class MTLSystem(nn.Module):
     Args:
         encoder: With its final weights.
         head: Emotion head, with or without a CTC and a speaker head.
+        labels: Outputs of the emotion head, in order.
         tokenizer: Of the CTC head.
         speakers: Outputs of the speaker head, in order.
+        head_options: Keyword arguments that made ``head``, for exports.
     """
+
+    thread_safe = True
 
     def __init__(
         self,
         encoder: SpeechEncoder,
         head: MTLHead,
         *,
+        labels: Sequence[str] = (),
         tokenizer: Tokenizer | None = None,
         speakers: Sequence[str] = (),
+        head_options: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.encoder = encoder
         self.head = head
+        self.labels = tuple(labels)
         self.tokenizer = tokenizer
         self.speakers = tuple(speakers)
+        self.head_options = dict(head_options or {})
         self.requires_grad_(False).eval()
 
     @torch.inference_mode()
@@ -53,13 +62,13 @@ class MTLSystem(nn.Module):
         """
         hidden, frames = self.encoder(speech, lengths)
         said = self.head(hidden, frames)
-        texts = names = None
+        texts = names = paths = None
         if self.head.ctc is not None:
-            paths = self.head.ctc.greedy(self.head.ctc(said.frames), frames)
-            texts = [self.tokenizer.decode(path) for path in paths]
+            paths = best_paths(self.head.ctc(said.frames), frames)
+            texts = [self.tokenizer.decode(collapse(path)) for path in paths]
         if said.speaker is not None:
             names = [self.speakers[index] for index in said.speaker.argmax(-1).tolist()]
-        return systems.Output(said.emotion.double().softmax(-1).cpu(), texts, names)
+        return systems.Output(said.emotion.double().softmax(-1).cpu(), texts, names, paths)
 
 
 def load(folder: Path, info: Mapping[str, Any], *, base: Path | None = None) -> MTLSystem:
@@ -97,4 +106,11 @@ def load(folder: Path, info: Mapping[str, Any], *, base: Path | None = None) -> 
         **info["head"],
     )
     systems.load_module(head, folder / HEAD)
-    return MTLSystem(encoder, head, tokenizer=tokenizer, speakers=speakers)
+    return MTLSystem(
+        encoder,
+        head,
+        labels=info["labels"],
+        tokenizer=tokenizer,
+        speakers=speakers,
+        head_options=info["head"],
+    )
