@@ -31,11 +31,16 @@ def read_scp(
         raise UserError(f"{path} does not exist") from error
     entries: dict[str, str] = {}
     previous = ""
-    for number, line in enumerate(raw.splitlines(), 1):
-        key, value = _parse(line, f"{path}:{number}", allow_empty_value)
+    for number, line in enumerate(_lines(raw, path), 1):
+        parts = line.split(maxsplit=1)
+        if len(parts) == 2:
+            key, value = parts[0], parts[1].rstrip()
+        else:
+            key, value = _without_value(parts, f"{path}:{number}", allow_empty_value), ""
         if key in entries:
             raise UserError(f"{path}:{number}: duplicate key {key!r}: keep one line for it")
-        if require_sorted and key.encode() < previous.encode():
+        # The order of code points is that of the bytes of UTF-8.
+        if require_sorted and key < previous:
             raise UserError(
                 f"{path}:{number}: {key!r} comes after {previous!r}: sort it with LC_ALL=C sort"
             )
@@ -44,25 +49,37 @@ def read_scp(
     return entries
 
 
-def _parse(line: bytes, where: str, allow_empty_value: bool) -> tuple[str, str]:
+def _lines(raw: bytes, path: Path) -> list[str]:
+    """The lines of a file, decoded at once: there may be hundreds of thousands of them."""
+    lines = raw.splitlines()
     try:
-        text = line.decode("utf-8")
+        decoded = b"\n".join(lines).decode("utf-8").split("\n")
+    except UnicodeDecodeError:
+        for number, line in enumerate(lines, 1):
+            _check_utf8(line, f"{path}:{number}")
+        raise
+    return decoded if lines else []
+
+
+def _check_utf8(line: bytes, where: str) -> None:
+    try:
+        line.decode("utf-8")
     except UnicodeDecodeError as error:
         raise UserError(
             f"{where}: not UTF-8 ({error.reason}): convert the file to UTF-8"
         ) from error
-    parts = text.strip().split(maxsplit=1)
+
+
+def _without_value(parts: list[str], where: str, allowed: bool) -> str:
     if not parts:
         raise UserError(f"{where}: empty line: remove it")
-    if len(parts) == 1:
-        if not allow_empty_value:
-            raise UserError(f"{where}: {parts[0]!r} has no value: give one or remove the line")
-        return parts[0], ""
-    return parts[0], parts[1]
+    if not allowed:
+        raise UserError(f"{where}: {parts[0]!r} has no value: give one or remove the line")
+    return parts[0]
 
 
 def write_scp(path: Pathlike, entries: Mapping[str, object]) -> None:
     """Write ``key value`` lines in C-locale order, atomically."""
     with atomic_open(path) as handle:
-        for key in sorted(entries, key=str.encode):
-            handle.write(f"{key} {entries[key]}".rstrip() + "\n")
+        ordered = sorted(entries, key=str.encode)
+        handle.writelines([f"{key} {entries[key]}".rstrip() + "\n" for key in ordered])

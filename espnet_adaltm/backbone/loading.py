@@ -4,6 +4,7 @@ import json
 import logging
 import pickle
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,12 +69,12 @@ def load_encoder(source: Pathlike) -> SpeechEncoder:
         raise UserError(f"{name} does not exist: give a folder, a .pt file or a Hub id")
     if name.count("/") > 1 or not name:
         raise UserError(f"{name!r} is neither an existing path nor a Hub id (user/model)")
-    return _from_folder(_download(name))
+    return _from_folder(download(name))
 
 
 def _from_folder(folder: Path) -> SpeechEncoder:
     config = _read_config(folder)
-    state = _strip(_read_weights(folder), config.model_type, str(folder))
+    state = _strip(read_weights(folder), config.model_type, str(folder))
     preprocessor = folder / "preprocessor_config.json"
     normalize = read_json(preprocessor).get("do_normalize", True) if preprocessor.exists() else True
     return _assemble(config, state, do_normalize=normalize, where=str(folder))
@@ -176,7 +177,12 @@ def _read_config(folder: Path) -> "PretrainedConfig":
         raise UserError(f"{path} is not a valid configuration: {error}") from error
 
 
-def _read_weights(folder: Path) -> dict[str, Tensor]:
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """Every tensor of a folder of `transformers`, in one file or several.
+
+    Raises:
+        UserError: There are none, or damaged ones.
+    """
     index = folder / f"{WEIGHTS}.index.json"
     if (folder / WEIGHTS).exists():
         return _read_safetensors(folder / WEIGHTS)
@@ -207,7 +213,19 @@ def _first_line(error: BaseException) -> str:
     return (str(error) or type(error).__name__).splitlines()[0]
 
 
-def _download(name: str) -> Path:
+def download(name: str, *more: str) -> Path:
+    """Bring the configuration and the weights of a model on the Hub into the local cache.
+
+    Args:
+        name: ``user/model``.
+        more: Other files to bring, where the model has them.
+
+    Returns:
+        The folder in the cache.
+
+    Raises:
+        UserError: They are not in the cache and cannot be fetched; or there are none.
+    """
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import (
         EntryNotFoundError,
@@ -230,33 +248,45 @@ def _download(name: str) -> Path:
 
     try:
         config = fetch("config.json")
-        fetch("preprocessor_config.json")
+        for file in ("preprocessor_config.json", *more):
+            with suppress(LocalEntryNotFoundError):  # not in the cache: the model may lack it
+                fetch(file)
         weights = fetch(WEIGHTS, "pytorch_model.bin")
     except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, OSError) as error:
         raise UserError(
             f"cannot get {name!r} from the Hugging Face Hub ({_first_line(error)}): check the id "
-            "and the network. Without network, copy a filled cache to the machine and set HF_HOME "
-            "to it and HF_HUB_OFFLINE=1, or give the path of a folder with config.json and weights"
+            f"and the network. For nodes without network run `hf download {name}` on the login "
+            "node, with HF_HOME on a disk that they see; then set the same HF_HOME and "
+            "HF_HUB_OFFLINE=1. Or give the path of a folder with config.json and weights"
         ) from error
     if config is None or weights is None:
         raise UserError(f"{name!r} on the Hugging Face Hub has no config.json or no weights")
     return config.parent
 
 
-def save_encoder(encoder: SpeechEncoder, folder: Pathlike) -> None:
+def save_encoder(
+    encoder: SpeechEncoder,
+    folder: Pathlike,
+    *,
+    heads: Mapping[str, Tensor] | None = None,
+    **described: Any,
+) -> None:
     """Write a folder that `load_encoder` and `transformers` load with the same outputs.
 
     Files are written one by one, the weights last; others in the folder stay.
+
+    Args:
+        encoder: What to write.
+        folder: Where to.
+        heads: Tensors beside the encoder's, by the names that a model class of `transformers`
+            with heads gives them.
+        described: More entries of ``config.json``; those here come last.
     """
     folder = Path(folder)
     config = encoder.body.config
-    described = json.loads(config.to_json_string())
     # transformers 5 would return the last hidden state before the final norm
-    described |= {
-        "architectures": [MODELS[config.model_type]],
-        "tie_last_hidden_states": True,
-    }
-    write_json(folder / "config.json", described)
+    tied = {"architectures": [MODELS[config.model_type]], "tie_last_hidden_states": True}
+    write_json(folder / "config.json", json.loads(config.to_json_string()) | tied | described)
     write_json(
         folder / "preprocessor_config.json",
         {
@@ -270,6 +300,8 @@ def save_encoder(encoder: SpeechEncoder, folder: Pathlike) -> None:
         },
     )
     state = factored_position_weight(encoder.encoder_state())
+    if heads:
+        state = {f"{config.model_type}.{name}": tensor for name, tensor in state.items()} | heads
     state = {name: tensor.cpu().contiguous() for name, tensor in state.items()}
     with atomic_open(folder / WEIGHTS, "wb") as handle:
         handle.write(to_bytes(state, metadata={"format": "pt"}))

@@ -4,9 +4,11 @@ import argparse
 from collections.abc import Sequence
 
 from espnet_adaltm.bin import cli
+from espnet_adaltm.config import check_keys
 from espnet_adaltm.data.datadir import read_data_dir
 from espnet_adaltm.data.labels import collect_labels, save_labels
 from espnet_adaltm.errors import UserError
+from espnet_adaltm.files import read_json
 
 EXAMPLE = """
 example:
@@ -29,6 +31,11 @@ def get_parser() -> argparse.ArgumentParser:
         "--codes", nargs="+", default=[], metavar="CODE=EMOTION", help="the corpus's own codes"
     )
     parser.add_argument("--policy", default="", help="what was left out and why, in words")
+    parser.add_argument(
+        "--scheme",
+        metavar="FILE",
+        help="JSON file of data preparation with labels, codes and policy, where not given here",
+    )
     parser.add_argument("--out", required=True, help="labels.json to write")
     return parser
 
@@ -50,13 +57,20 @@ def work(args: argparse.Namespace) -> None:
     sets = {name: read_data_dir(path) for name, path in _pairs(args.sets, "--sets").items()}
     # `--labels "a b c"` is what a shell script passes on, `--labels a b c` what people type.
     names = " ".join(args.labels).split() if args.labels else None
+    codes, policy = _pairs(args.codes, "--codes"), args.policy
+    if args.scheme:
+        scheme = read_json(args.scheme)
+        check_keys(scheme, ("labels", "codes", "policy"), args.scheme)
+        names = names or scheme.get("labels")
+        codes = codes or scheme.get("codes", {})
+        policy = policy or scheme.get("policy", "")
     labels = collect_labels(
         {name: data.utt2emo for name, data in sets.items()},
         train=args.train or next(iter(sets)),
         soft={name: data.utt2soft for name, data in sets.items()},
         names=names,
-        codes=_pairs(args.codes, "--codes"),
-        policy=args.policy,
+        codes=codes,
+        policy=policy,
     )
     save_labels(args.out, labels)
     print(f"{args.out}: {' '.join(labels.labels)}")

@@ -49,10 +49,32 @@ def load_audio(source: str) -> tuple[np.ndarray, int]:
         samples, rate = _load_ark(source, match[1])
     else:
         samples, rate = _decode(_existing(source), source)
+    return to_mono(samples, source), rate
+
+
+def decode_audio(content: bytes, name: str) -> tuple[np.ndarray, int]:
+    """Read the content of an audio file, as `load_audio`; ``name`` is for errors."""
+    if not content:
+        raise UserError(f"{name} is empty (zero bytes)")
+    samples, rate = _decode(content, name)
+    return to_mono(samples, name), rate
+
+
+def to_mono(samples: np.ndarray, source: str) -> np.ndarray:
+    """Mean over the channels of [N, channels] samples, float32 [N].
+
+    Raises:
+        UserError: NaN or infinite samples; ``source`` names them.
+    """
     if not np.isfinite(samples).all():
         raise UserError(f"{source} holds NaN or infinite samples: make the file again")
-    mono = samples[:, 0] if samples.shape[1] == 1 else samples.mean(axis=1, dtype=np.float64)
-    return np.ascontiguousarray(mono, dtype=np.float32), rate
+    channels = samples.shape[1]
+    if channels == 1:
+        return np.ascontiguousarray(samples[:, 0], dtype=np.float32)
+    total = samples[:, 0].astype(np.float64)  # numpy is slow along so short an axis
+    for channel in range(1, channels):
+        total += samples[:, channel]
+    return (total / channels).astype(np.float32)
 
 
 def _existing(source: str) -> Path:

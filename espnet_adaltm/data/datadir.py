@@ -140,11 +140,7 @@ def write_data_dir(
     """
     path = Path(path)
     given = {"wav.scp": wav_scp, "utt2spk": utt2spk, "text": text, "utt2emo": utt2emo, **extra}
-    tables = {
-        name: {key: _line(path / name, key, table[key]) for key in sorted(table, key=str.encode)}
-        for name, table in given.items()
-        if table
-    }
+    tables = {name: _lines(path / name, table) for name, table in given.items() if table}
     for name in extra:
         if name != "segments" and not name.startswith("utt2"):
             raise ValueError(f"a table must be called `segments` or `utt2*`, not {name!r}")
@@ -162,13 +158,15 @@ def fill_data_dir(folder: Path, tables: Mapping[str, Mapping[str, object]]) -> N
     write_scp(folder / "spk2utt", {spk: " ".join(utts) for spk, utts in spk2utt.items()})
 
 
-def _line(where: Path, key: str, value: object) -> str:
-    text = str(value).strip()
-    if key.split() != [key]:
-        raise UserError(f"{where}: id {key!r} holds blanks: ids must be one word")
-    if len(text.splitlines()) > 1:
-        raise UserError(f"{where}: the entry of {key!r} spans lines: put it on one")
-    return text
+def _lines(where: Path, table: Mapping[str, object]) -> Table:
+    """What is going to be written of a table, sorted and checked."""
+    lines = {key: str(table[key]).strip() for key in sorted(table, key=str.encode)}
+    for key, text in lines.items():
+        if key.split() != [key]:
+            raise UserError(f"{where}: id {key!r} holds blanks: ids must be one word")
+        if len(text.splitlines()) > 1:
+            raise UserError(f"{where}: the entry of {key!r} spans lines: put it on one")
+    return lines
 
 
 def build_data_dir(path: Path, tables: Mapping[str, Table]) -> DataDir:
@@ -183,31 +181,41 @@ def build_data_dir(path: Path, tables: Mapping[str, Table]) -> DataDir:
     for name, table in tables.items():
         if name in ("wav.scp", "segments"):
             continue
-        for number, (utt, value) in enumerate(table.items(), 1):
-            where = f"{path / name}:{number}"
-            if utt not in known:
-                raise UserError(
-                    f"{where}: utterance {utt!r} is not in {path / source}: "
-                    "add its audio or remove the line"
-                )
-            if not value:
-                what = "an empty transcript" if name == "text" else "an empty entry"
-                raise UserError(
-                    f"{where}: utterance {utt!r} has {what}: fill it in or remove the line "
-                    "(utterances may lack one)"
-                )
-    for utt in known:
-        if utt not in tables["utt2spk"]:
-            raise UserError(
-                f"{path / 'utt2spk'}: utterance {utt!r} of {source} has no speaker: add it "
-                f"(`{UNKNOWN_SPEAKER}` where nobody knows)"
-            )
+        _check_entries(path, name, table, known, source)
+    nobody = known.keys() - tables["utt2spk"].keys()
+    if nobody:
+        utt = next(utt for utt in known if utt in nobody)
+        raise UserError(
+            f"{path / 'utt2spk'}: utterance {utt!r} of {source} has no speaker: add it "
+            f"(`{UNKNOWN_SPEAKER}` where nobody knows)"
+        )
     _check_values(path, tables)
     named = {name: tables[name] for name in _NAMED if name != "segments" and name in tables}
     extras = {
         name: table for name, table in tables.items() if name not in (*_NAMED, "wav.scp", "utt2spk")
     }
     return DataDir(path, wav_scp, tables["utt2spk"], **named, segments=segments, extras=extras)
+
+
+def _check_entries(
+    path: Path, name: str, table: Table, known: Mapping[str, object], source: str
+) -> None:
+    """Refuse entries of utterances without audio, and empty ones."""
+    if all(table.values()) and table.keys() <= known.keys():
+        return
+    for number, (utt, value) in enumerate(table.items(), 1):
+        where = f"{path / name}:{number}"
+        if utt not in known:
+            raise UserError(
+                f"{where}: utterance {utt!r} is not in {path / source}: "
+                "add its audio or remove the line"
+            )
+        if not value:
+            what = "an empty transcript" if name == "text" else "an empty entry"
+            raise UserError(
+                f"{where}: utterance {utt!r} has {what}: fill it in or remove the line "
+                "(utterances may lack one)"
+            )
 
 
 def _parse_segments(
@@ -241,25 +249,32 @@ def _parse_segments(
 
 def _check_values(path: Path, tables: Mapping[str, Table]) -> None:
     for name in ("utt2spk", "utt2emo", "utt2channel", "utt2gender"):
-        for utt, value in tables.get(name, {}).items():
+        for value, utt in _distinct(tables.get(name, {})).items():
             if len(value.split()) != 1:
                 raise UserError(
                     f"{path / name}: utterance {utt!r} has {value!r}: one word is expected"
                 )
-    for utt, value in tables.get("utt2soft", {}).items():
+    for value, utt in _distinct(tables.get("utt2soft", {})).items():
         parse_soft(value, f"{path / 'utt2soft'}: utterance {utt!r}")
     turns: dict[tuple[str, int], str] = {}
     for utt, value in tables.get("utt2dialog", {}).items():
-        where = f"{path / 'utt2dialog'}: utterance {utt!r}"
         parts = value.split()
         if len(parts) != 2 or not parts[1].isdecimal():
-            raise UserError(f"{where}: expected `utt dialog turn-index`, found {value!r}")
+            raise UserError(
+                f"{path / 'utt2dialog'}: utterance {utt!r}: expected `utt dialog turn-index`, "
+                f"found {value!r}"
+            )
         other = turns.setdefault((parts[0], int(parts[1])), utt)
         if other != utt:
             raise UserError(
-                f"{where}: turn {parts[1]} of dialogue {parts[0]!r} is {other!r} already: "
-                "give every turn its own index"
+                f"{path / 'utt2dialog'}: utterance {utt!r}: turn {parts[1]} of dialogue "
+                f"{parts[0]!r} is {other!r} already: give every turn its own index"
             )
+
+
+def _distinct(table: Table) -> dict[str, str]:
+    """Value to the first utterance that has it: most tables have few values."""
+    return {value: utt for utt, value in reversed(table.items())}
 
 
 def _check_spk2utt(path: Path, data: DataDir) -> None:

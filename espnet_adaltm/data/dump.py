@@ -8,7 +8,7 @@ Run it with ``python -m espnet_adaltm.bin.format_audio``.
 
 import io
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
@@ -22,7 +22,13 @@ import numpy as np
 
 from espnet_adaltm.data.audio import AudioStats, cut, load_audio, measure, resample, to_int16
 from espnet_adaltm.data.audit import STATS_FILE, AuditedSet, audit_set, render, write_stats
-from espnet_adaltm.data.datadir import DataDir, build_data_dir, fill_data_dir, read_data_dir
+from espnet_adaltm.data.datadir import (
+    DataDir,
+    Table,
+    build_data_dir,
+    fill_data_dir,
+    read_data_dir,
+)
 from espnet_adaltm.errors import UserError
 from espnet_adaltm.files import Pathlike, atomic_dir, atomic_open, write_text
 from espnet_adaltm.kaldi import write_scp
@@ -286,22 +292,45 @@ def _finish(
 ) -> DataDir:
     """Write every table beside the arks, filtered to what is left."""
     stats = {utt: writer.stats[utt] for utt in sorted(writer.stats, key=str.encode)}
-    sizes = {utt: str(stat.num_samples) for utt, stat in stats.items()}
-    kept = {
-        name: {utt: value for utt, value in table.items() if utt in stats}
-        for name, table in data.tables.items()
-    }
     wav_scp = {utt: writer.wav_scp[utt] for utt in stats}
-    tables = {"wav.scp": wav_scp, **kept, "utt2num_samples": sizes}
-    result = build_data_dir(out_dir, {name: table for name, table in tables.items() if table})
-    fill_data_dir(temporary, {"wav.scp": wav_scp, **result.tables})
-    for name, utts in (("all", stats), ("asr", result.text), ("ser", result.utt2emo)):
-        if utts:
-            write_scp(temporary / f"{name}_shape", {utt: sizes[utt] for utt in utts})
-    write_stats(temporary / STATS_FILE, stats)
+    result = write_dump(temporary, out_dir, wav_scp, data.tables, stats)
     with atomic_open(temporary / "dropped.tsv") as handle:
         handle.write("utt\treason\n")
         handle.writelines(f"{utt}\t{dropped[utt]}\n" for utt in sorted(dropped, key=str.encode))
     audited = AuditedSet(result, stats, sample_rate)
     write_text(temporary / "audit.md", render(f"Audit of {out_dir}", [audited], audit_set(audited)))
+    return result
+
+
+def write_dump(
+    folder: Path,
+    final: Path,
+    wav_scp: Mapping[str, str],
+    tables: Mapping[str, Table],
+    stats: Mapping[str, AudioStats],
+) -> DataDir:
+    """Write the tables of a formatted set.
+
+    Args:
+        folder: Where to write; exists.
+        final: Where it will lie, for messages.
+        wav_scp: Utterance to place in an ark, sorted.
+        tables: By file name; entries of other utterances are left out.
+        stats: Of the audio of the same utterances, in the same order.
+
+    Returns:
+        The set as `read_data_dir` reads it; its path is ``final``.
+    """
+    sizes = {utt: str(stat.num_samples) for utt, stat in stats.items()}
+    kept = {
+        name: {utt: value for utt, value in table.items() if utt in stats}
+        for name, table in tables.items()
+    }
+    everything = {"wav.scp": dict(wav_scp), **kept, "utt2num_samples": sizes}
+    result = build_data_dir(final, {name: table for name, table in everything.items() if table})
+    fill_data_dir(folder, {"wav.scp": wav_scp, **result.tables})
+    for name, utts in (("all", stats), ("asr", result.text), ("ser", result.utt2emo)):
+        if utts:
+            write_scp(folder / f"{name}_shape", {utt: sizes[utt] for utt in utts})
+    write_stats(folder / STATS_FILE, stats)
     return result

@@ -1,0 +1,1 @@
+../../TEMPLATE/adaltm1/adaltm.sh
