@@ -24,10 +24,13 @@ def run(
     arguments: argparse.ArgumentParser,
     argv: Sequence[str] | None = None,
 ) -> None:
-    """Parse, log to standard error, and turn a `UserError` into one line and exit status 1."""
+    """Parse, log to standard error, and turn a `UserError` into one line and exit status 1.
+
+    Programs with an option ``--verbose`` only log warnings without it.
+    """
     args = arguments.parse_args(argv)
     logging.basicConfig(
-        level=logging.INFO,
+        level=logging.INFO if getattr(args, "verbose", True) else logging.WARNING,
         format="%(asctime)s %(levelname)s %(message)s",
         datefmt="%Y-%m-%d %H:%M:%S",
         stream=sys.stderr,

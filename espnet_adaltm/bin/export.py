@@ -1,98 +1,110 @@
-"""Export a merge: one folder that `EmotionRecognizer.from_pretrained` and transformers load.
+"""Export a trained system: one folder that `EmotionRecognizer` and transformers load.
 
-    python -m espnet_adaltm.bin.export --system exp/merge_adaltm_seed1 --base exp/base_tiny \\
-        --asr_expert exp/asr_expert_tiny --out exp/merge_adaltm_seed1/export
+    espnet-adaltm export --system exp/merge_adaltm_seed1 --asr_expert exp/asr_expert_tiny \\
+        --out exp/merge_adaltm_seed1/export --onnx
 
-The coefficients are baked in: the encoder is a plain Hugging Face folder, with the emotion head,
-the CTC head (with ``--asr_expert``), the labels and a model card beside it.
+A merge's coefficients are baked in: the encoder is a plain Hugging Face model of the base's size.
+With the projector head (--head_conf kind=projector in training) `transformers.pipeline` loads the
+folder as it is. Beside the weights: labels, a model card, about.json. Nothing is uploaded without
+--push_to_hub.
 """
 
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from espnet_adaltm.bin import cli
-from espnet_adaltm.errors import UserError
-from espnet_adaltm.files import read_json, require, write_text
+from espnet_adaltm.files import atomic_dir, write_json, write_text
 
-CARD = """---
-library_name: espnet_adaltm
-pipeline_tag: audio-classification
-tags: [speech-emotion-recognition, model-merging]
----
-# {name}
-
-Recognises {labels} in speech. The encoder is a base encoder plus learned shares of the task vectors
-{tasks}, layer by layer (merge `{merge}`), baked into plain weights.
-
-```python
-from espnet_adaltm.recognizer import EmotionRecognizer
-
-recognizer = EmotionRecognizer.from_pretrained("path/or/hub-id")
-print(recognizer.predict("speech.wav"))
-```
-
-The encoder alone: `transformers.AutoModel.from_pretrained("path/or/hub-id")`.
-{scores}"""
+if TYPE_CHECKING:
+    from torch import nn
 
 
 def get_parser() -> argparse.ArgumentParser:
     """Arguments of this program."""
     parser = cli.parser(__doc__)
-    parser.add_argument("--system", type=Path, required=True, help="folder of a merge")
+    parser.add_argument(
+        "--system", type=Path, required=True, help="folder of a merge, a SER expert or an MTLSER"
+    )
     parser.add_argument("--base", type=Path, help="base encoder; a merge knows its own")
-    parser.add_argument("--asr_expert", type=Path, help="lends its CTC head and tokens")
+    parser.add_argument("--asr_expert", type=Path, help="lends a merge its CTC head and tokens")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument(
-        "--upload", metavar="USER/MODEL", help="also push it to the Hugging Face Hub"
+        "--onnx", action="store_true", help="also write onnx/model.onnx (needs the package onnx)"
     )
+    card = parser.add_argument_group("model card")
+    card.add_argument("--labels", type=Path, help="labels.json, to tell the size of the data")
+    card.add_argument("--recipe", help="name of the recipe under egs")
+    card.add_argument("--command", help="what the recipe was run with")
+    card.add_argument("--data", help="a sentence on the corpus")
+    card.add_argument("--note", help="a sentence more")
+    card.add_argument("--license", dest="licence", help="identifier of the Hub, e.g. cc-by-4.0")
+    card.add_argument("--language", nargs="+", help="codes, e.g. en")
+    hub = parser.add_argument_group("upload")
+    hub.add_argument(
+        "--push_to_hub", metavar="USER/MODEL", help="also upload it to the Hugging Face Hub"
+    )
+    hub.add_argument("--private", action="store_true", help="make a new model there private")
     return parser
-
-
-def model_card(system: Path, labels: Sequence[str]) -> str:
-    """README of an export, with the system's test scores if it has been scored."""
-    merge = read_json(require(system / "merge.json", "stage 8 (merge)"))
-    options = merge.get("options", {})
-    return CARD.format(
-        name=system.name,
-        labels=", ".join(labels),
-        tasks=" and ".join(options.get("tasks", [])) or "(none)",
-        merge=merge.get("name", system.name),
-        scores=_scores(system / "results.json"),
-    )
-
-
-def _scores(path: Path) -> str:
-    if not path.exists():
-        return ""
-    rows = ["", "| set | macro F1 | 95 % interval |", "|---|---|---|"]
-    for name, parts in read_json(path)["sets"].items():
-        value = parts.get("emotion", {}).get("metrics", {}).get("macro_f1")
-        if value:
-            interval = f"{value['low']:.3f} to {value['high']:.3f}"
-            rows.append(f"| {name} | {value['value']:.3f} | {interval} |")
-    return "\n".join(rows) + "\n"
 
 
 def work(args: argparse.Namespace) -> None:
     """Bake, write, and upload on request."""
-    from espnet_adaltm.decoding.systems import load_system
-    from espnet_adaltm.recognizer import EmotionRecognizer
+    from espnet_adaltm.decoding.systems import load_system, read_description
+    from espnet_adaltm.export import hub
+    from espnet_adaltm.export.facts import ABOUT, collect
+    from espnet_adaltm.export.folder import save_system
 
-    system = load_system(args.system, base=args.base, asr_expert=args.asr_expert)
-    if not system.labels:
-        raise UserError(f"{args.system} recognises no emotions: export a merge")
-    tokens = args.asr_expert / "tokens.model" if args.asr_expert else None
-    EmotionRecognizer(system).save_pretrained(args.out, tokens)
-    write_text(args.out / "README.md", model_card(args.system, system.labels))
+    if args.push_to_hub:
+        hub.check_id(args.push_to_hub)
+    merge = read_description(args.system)["kind"] == "merge"
+    system = load_system(args.system, base=args.base, asr_expert=args.asr_expert if merge else None)
+    given = ("recipe", "command", "data", "note", "licence", "language")
+    facts = collect(
+        args.system,
+        base=args.base,
+        labels=args.labels,
+        **{name: getattr(args, name) for name in given},
+    )
+    with atomic_dir(args.out) as folder:
+        save_system(system, folder)
+        if args.onnx:
+            from espnet_adaltm.export.onnx import export_onnx
+
+            export_onnx(system, folder / "onnx" / "model.onnx")
+        write_json(folder / ABOUT, facts)
+        _card(folder, facts, system)
     print(f"written: {args.out}")
-    if args.upload:
-        from huggingface_hub import HfApi
+    if args.push_to_hub:
+        hub.push(args.out, args.push_to_hub, args.private)
+        print(f"uploaded: {args.push_to_hub}")
 
-        api = HfApi()
-        api.create_repo(args.upload, exist_ok=True)
-        api.upload_folder(repo_id=args.upload, folder_path=str(args.out))
-        print(f"uploaded: {args.upload}")
+
+def _card(folder: Path, facts: dict[str, Any], system: "nn.Module") -> None:
+    from espnet_adaltm.backbone.encoder import MODELS
+    from espnet_adaltm.export.card import PICTURE, write_card
+    from espnet_adaltm.models.emotion import ProjectorHead
+
+    table = facts.get("coefficients")
+    if table:
+        import numpy as np
+
+        from espnet_adaltm.scoring.plots import final_coefficients
+
+        values = np.array([table["final"]])
+        title = facts["method"]
+        final_coefficients(folder / PICTURE, title, table["tasks"], table["groups"], values)
+    parts = {
+        "family": MODELS[system.encoder.body.config.model_type].removesuffix("Model"),
+        "parameters": sum(tensor.numel() for tensor in system.state_dict().values()),
+        "projector": isinstance(getattr(system, "emotion_head", None), ProjectorHead),
+        "words": system.tokenizer is not None,
+        "speakers": bool(getattr(system, "speakers", ())),
+        "onnx": (folder / "onnx").exists(),
+        "picture": table is not None,
+    }
+    write_text(folder / "README.md", write_card(facts, parts))
 
 
 def main(argv: Sequence[str] | None = None) -> None:

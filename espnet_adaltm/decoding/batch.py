@@ -2,7 +2,8 @@
 
 import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -168,7 +169,8 @@ def decode(
     """
     device = torch.device(device)
     system = system.to(device)
-    batches = make_batches(inputs.lengths, int(batch_seconds * inputs.per_second))
+    largest = batch_seconds * inputs.per_second
+    batches = batches_of(inputs.lengths, largest, workers_for(system, device))
     found: dict[str, tuple[list[float] | None, str | None, str | None]] = {}
     results = _run(system, inputs, batches, device)
     for utt, *said in progress(results, "decode", total=len(inputs.lengths)):
@@ -183,10 +185,63 @@ def decode(
 def _run(
     system: nn.Module, inputs: Inputs, batches: Sequence[list[str]], device: torch.device
 ) -> Iterator[tuple[str, list[float] | None, str | None, str | None]]:
-    for batch, arrays in _prefetch(inputs, batches):
-        output = system(*pad(arrays, device))
+    outputs = hear(system, _prefetch(inputs, batches), len(batches), device)
+    for batch, output in zip(batches, outputs, strict=True):
         for index, utt in enumerate(batch):
             yield utt, *_said(output, index, utt)
+
+
+def workers_for(system: nn.Module, device: torch.device) -> int:
+    """How many batches are computed at a time.
+
+    A processor's cores are used best by a batch each: sharing one, they wait for each other in
+    every operation. Only for systems that say that they may be called so (``thread_safe``).
+    """
+    if device.type != "cpu" or not getattr(system, "thread_safe", False):
+        return 1
+    return torch.get_num_threads()
+
+
+def batches_of(lengths: Mapping[str, int], largest: float, workers: int = 1) -> list[list[str]]:
+    """`make_batches` of at most ``largest``; several workers get one each where there is little."""
+    if workers > 1:
+        largest = min(largest, sum(lengths.values()) / workers)
+    return make_batches(lengths, int(largest))
+
+
+def hear(
+    system: nn.Module, batches: Iterable[Sequence[Array]], count: int, device: torch.device
+) -> Iterator[Output]:
+    """Call a system with ``count`` batches of arrays [N_i, ...]; outputs come in their order."""
+
+    def call(arrays: Sequence[Array]) -> Output:
+        return system(*pad(arrays, device))
+
+    workers = min(workers_for(system, device), count)
+    if workers <= 1:
+        yield from map(call, batches)
+        return
+    each = torch.get_num_threads() // workers
+    options = {"initializer": torch.set_num_threads, "initargs": (each,)}
+    with _threads(each), ThreadPoolExecutor(workers, **options) as pool:
+        waiting: list[Future] = []
+        for arrays in batches:
+            waiting.append(pool.submit(call, arrays))
+            if len(waiting) > workers:
+                yield waiting.pop(0).result()
+        for future in waiting:
+            yield future.result()
+
+
+@contextmanager
+def _threads(number: int) -> Iterator[None]:
+    """Let operations use so many threads for the time being."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _said(
@@ -203,10 +258,8 @@ def _said(
     return row, text, None if output.speakers is None else output.speakers[index]
 
 
-def _prefetch(
-    inputs: Inputs, batches: Sequence[list[str]]
-) -> Iterator[tuple[list[str], list[Array]]]:
-    """Yield batches with their arrays; the next batch is read while this one is computed."""
+def _prefetch(inputs: Inputs, batches: Sequence[list[str]]) -> Iterator[list[Array]]:
+    """Yield the arrays of batches; the next batch is read while this one is computed."""
 
     def checked(utt: str) -> Array:
         array = inputs.load(utt)
@@ -215,13 +268,12 @@ def _prefetch(
         return array
 
     with ThreadPoolExecutor(_LOADERS) as pool:
-        waiting: list[tuple[list[str], list]] = []
+        waiting: list[list[Future]] = []
         for batch in chain(batches, [None]):
             if batch is not None:
-                waiting.append((batch, [pool.submit(checked, utt) for utt in batch]))
+                waiting.append([pool.submit(checked, utt) for utt in batch])
             if waiting and (batch is None or len(waiting) > 1):
-                ready, futures = waiting.pop(0)
-                yield ready, [future.result() for future in futures]
+                yield [future.result() for future in waiting.pop(0)]
 
 
 def write_outputs(

@@ -26,8 +26,8 @@ from espnet_adaltm.merging.config import MergeConfig
 from espnet_adaltm.merging.merged import MergedEncoder
 from espnet_adaltm.merging.prepared import check_rebuilt, prepared
 from espnet_adaltm.merging.task_vector import TaskVector
-from espnet_adaltm.models.ctc import CTCHead
-from espnet_adaltm.models.emotion import EmotionHead
+from espnet_adaltm.models.ctc import CTCHead, best_paths, collapse
+from espnet_adaltm.models.emotion import build_head
 
 EXPERT, MERGE, BASELINE = "expert.json", "merge.json", baselines.DESCRIPTION
 WEIGHTS, HEAD = "expert.safetensors", "head.safetensors"
@@ -42,11 +42,14 @@ class Output:
         probabilities: Emotion probabilities [B, C] on the CPU, or None.
         texts: B transcripts, or None.
         speakers: B names of speakers of the training, or None.
+        paths: The most likely token of every frame, B tensors [T_b], or None: what ``texts`` are
+            made of.
     """
 
     probabilities: Tensor | None
     texts: list[str] | None
     speakers: list[str] | None = None
+    paths: list[Tensor] | None = None
 
 
 class SpeechSystem(nn.Module):
@@ -61,11 +64,13 @@ class SpeechSystem(nn.Module):
         head_options: Keyword arguments that made ``emotion_head``, for exports.
     """
 
+    thread_safe = True
+
     def __init__(
         self,
         encoder: SpeechEncoder,
         *,
-        emotion_head: EmotionHead | None = None,
+        emotion_head: nn.Module | None = None,
         labels: tuple[str, ...] = (),
         ctc_head: CTCHead | None = None,
         tokenizer: Tokenizer | None = None,
@@ -89,13 +94,13 @@ class SpeechSystem(nn.Module):
             lengths: Valid samples or frames, [B].
         """
         hidden, frames = self.encoder(speech, lengths)
-        probabilities = texts = None
+        probabilities = texts = paths = None
         if self.emotion_head is not None:
             probabilities = self.emotion_head(hidden, frames).double().softmax(-1).cpu()
         if self.ctc_head is not None:
-            paths = self.ctc_head.greedy(self.ctc_head(hidden[-1]), frames)
-            texts = [self.tokenizer.decode(path) for path in paths]
-        return Output(probabilities, texts)
+            paths = best_paths(self.ctc_head(hidden[-1]), frames)
+            texts = [self.tokenizer.decode(collapse(path)) for path in paths]
+        return Output(probabilities, texts, paths=paths)
 
 
 def load_system(
@@ -262,7 +267,7 @@ def _load_vector(folder: Path, info: Mapping[str, Any], task: str) -> TaskVector
 
 def _emotion(encoder: SpeechEncoder, folder: Path, info: Mapping[str, Any]) -> dict[str, Any]:
     labels = tuple(info["labels"])
-    head = EmotionHead(encoder.num_layers, encoder.hidden_size, len(labels), **info["head"])
+    head = build_head(encoder.num_layers, encoder.hidden_size, len(labels), **info["head"])
     load_module(head, folder / HEAD)
     return {"emotion_head": head, "labels": labels, "head_options": info["head"]}
 

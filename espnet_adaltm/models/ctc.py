@@ -95,9 +95,23 @@ class CTCHead(nn.Module):
         Returns:
             Token ids of each utterance.
         """
-        best = logits.argmax(-1).cpu()
-        paths = [
-            torch.unique_consecutive(row[:length]).tolist()
-            for row, length in zip(best, lengths.tolist(), strict=True)
-        ]
-        return [[token for token in path if token != BLANK] for path in paths]
+        return [collapse(path) for path in best_paths(logits, lengths)]
+
+
+def best_paths(logits: Tensor, lengths: Tensor) -> list[Tensor]:
+    """The most likely token of every valid frame.
+
+    Args:
+        logits: Shape [B, T, V].
+        lengths: Valid frames, shape [B].
+
+    Returns:
+        B tensors [T_b] on the CPU.
+    """
+    best = logits.argmax(-1).cpu()
+    return [row[:length] for row, length in zip(best, lengths.tolist(), strict=True)]
+
+
+def collapse(path: Tensor) -> list[int]:
+    """What a path of frames spells: repeats are one token, blanks none."""
+    return [token for token in torch.unique_consecutive(path).tolist() if token != BLANK]

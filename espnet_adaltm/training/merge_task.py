@@ -288,7 +288,7 @@ def _description(args: argparse.Namespace, selected: dict[str, Any]) -> dict[str
         "name": config.name,
         "options": args.merge_conf,
         "labels": list(require_labels(args).labels),
-        "head": emotion_head_options(args),
+        "head": emotion_head_options(args, choose_kind=True),
         "base": relative(args.base),
         "base_sha256": read_base_info(args.base)["sha256"],
         "task_vectors": {task: relative(_vector_file(args, task)) for task in config.tasks},

@@ -78,5 +78,5 @@ class SERTask(AdaltmTask):
     ) -> list[Path]:
         """Write ``expert.safetensors``, ``head.safetensors`` and ``expert.json``."""
         labels = list(require_labels(args).labels)
-        head = emotion_head_options(args)
+        head = emotion_head_options(args, choose_kind=True)
         return write_expert(args, model, kind="ser", selected=selected, labels=labels, head=head)

@@ -22,7 +22,7 @@ from espnet_adaltm.config import check_keys, nearest
 from espnet_adaltm.data.labels import Labels, load_labels
 from espnet_adaltm.errors import UserError
 from espnet_adaltm.kaldi import read_scp
-from espnet_adaltm.models.emotion import EmotionHead
+from espnet_adaltm.models.emotion import KINDS, build_head
 from espnet_adaltm.models.losses import LOSSES
 from espnet_adaltm.models.pooling import POOLINGS
 from espnet_adaltm.training.data import (
@@ -276,7 +276,8 @@ def add_emotion_arguments(group: Any) -> None:
         "--head_conf",
         action=NestedDictAction,
         default={},
-        help="Emotion head: hidden (256), dropout (0.1)",
+        help="Emotion head: hidden (256), dropout (0.1), kind (convolutions; or projector: that "
+        "of transformers, whose pipelines then load an export)",
     )
 
 
@@ -289,16 +290,26 @@ def require_labels(args: argparse.Namespace) -> Labels:
 
 def build_emotion_head(
     args: argparse.Namespace, encoder: SpeechEncoder, labels: Labels
-) -> EmotionHead:
+) -> torch.nn.Module:
     """Make the emotion head that the options describe."""
-    return EmotionHead(
-        encoder.num_layers, encoder.hidden_size, len(labels), **emotion_head_options(args)
-    )
+    options = emotion_head_options(args, choose_kind=True)
+    return build_head(encoder.num_layers, encoder.hidden_size, len(labels), **options)
 
 
-def emotion_head_options(args: argparse.Namespace) -> dict[str, Any]:
-    """Keyword arguments of `EmotionHead`, checked."""
-    check_keys(args.head_conf, ("hidden", "dropout"), "--head_conf")
+def emotion_head_options(args: argparse.Namespace, choose_kind: bool = False) -> dict[str, Any]:
+    """Keyword arguments of `models.emotion.build_head`, checked.
+
+    Args:
+        args: Options of the training.
+        choose_kind: Whether ``--head_conf`` may name a kind of head.
+    """
+    kinds = ("kind",) if choose_kind else ()
+    check_keys(args.head_conf, ("hidden", "dropout", *kinds), "--head_conf")
+    kind = args.head_conf.get("kind")
+    if kind is not None and kind not in KINDS:
+        raise UserError(f"--head_conf kind={kind}: choose one of {', '.join(KINDS)}")
+    if kind == "projector" and args.pooling != "mean":
+        raise UserError(f"--head_conf kind=projector takes --pooling mean, not {args.pooling}")
     return {"hidden": 256, "dropout": 0.1, **args.head_conf, "pooling": args.pooling}
 
 

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from espnet_adaltm.models.emotion import EmotionHead, PointwiseConv
+from espnet_adaltm.errors import UserError
+from espnet_adaltm.models.emotion import EmotionHead, PointwiseConv, ProjectorHead, build_head
 from espnet_adaltm.models.layer_sum import LayerSum
 from espnet_adaltm.models.pooling import POOLINGS
 
@@ -70,3 +71,34 @@ def test_logits_and_gradients_do_not_depend_on_padding(pooling):
     torch.testing.assert_close(both[0][0], both[1][0])
     for first, second in zip(both[0][1], both[1][1]):
         torch.testing.assert_close(first, second, rtol=1e-4, atol=1e-5)
+
+
+def test_projector_head_is_that_of_transformers():
+    """The same numbers as `WavLMForSequenceClassification` computes behind its encoder."""
+    torch.manual_seed(0)
+    head = build_head(3, 8, 4, kind="projector", hidden=5).eval()
+    hidden = hidden_states()
+    lengths = torch.tensor([6, 4])
+    with torch.no_grad():
+        head.layer_weights.copy_(torch.tensor([0.3, -1.0, 2.0, 0.1]))
+    shares = head.layer_weights.softmax(-1)
+    mixed = (torch.stack(hidden, 1) * shares.view(-1, 1, 1)).sum(1)
+    expected = torch.stack(
+        [
+            head.classifier(head.projector(row[:length]).mean(0))
+            for row, length in zip(mixed, lengths.tolist())
+        ]
+    )
+    torch.testing.assert_close(head(hidden, lengths), expected)
+    with pytest.raises(ValueError, match="expected 4 hidden states, got 3"):
+        head(hidden[1:], lengths)
+
+
+def test_heads_are_made_by_their_description():
+    assert isinstance(build_head(2, 8, 3), EmotionHead)
+    assert isinstance(build_head(2, 8, 3, kind="convolutions", pooling="mean_std"), EmotionHead)
+    assert isinstance(build_head(2, 8, 3, kind="projector"), ProjectorHead)
+    with pytest.raises(UserError, match="kind 'linear': choose one of convolutions, projector"):
+        build_head(2, 8, 3, kind="linear")
+    with pytest.raises(UserError, match="mean over time: not pooling 'attentive'"):
+        build_head(2, 8, 3, kind="projector", pooling="attentive")

@@ -45,6 +45,8 @@ option python "" "Python interpreter or environment instead of that of tools/set
 option train_set train "set to train on"
 option valid_set dev "set to choose epochs on"
 option test_sets test "sets to compare on"
+option pools "" "test sets that are also scored as one, e.g. test1+test2"
+option blind_sets "" "sets whose labels nobody here has: decoded, not scored"
 option datadir data "folder of the data directories"
 option dumpdir dump "folder of the formatted sets"
 option expdir exp "folder of the experiments"
@@ -58,10 +60,12 @@ option token_type unigram "char, unigram or bpe"
 option n_tokens 500 "size of the vocabulary; 0 for char: as many as there are"
 option token_args "" "more options for bin/prepare_tokens.py"
 option label_args "" "more options for bin/prepare_labels.py"
-option label_share 1 "share of the training set's emotion labels that SER expert and merges get"
+option label_share 1 "share of the training set's emotion labels that SER expert, merges and baselines get"
 # Models
 option base tiny "tiny (pre-trained here), random, a Hub id, a folder or a .pt file"
 option control_base "" "a second base, e.g. random: its experts join the tables, for comparison"
+option asr_expert "" "a ready ASR expert instead of training one: Hub id or folder of a CTC model of transformers that was fine-tuned from the base"
+option ser_expert "" "a ready SER expert: Hub id or folder, of Vox-Profile's WavLM emotion models or the MSP-Podcast challenges' baselines"
 option feats_type raw "raw, or extracted: the frozen CNN's output is computed once"
 option num_units 100 "for base tiny: units that masked prediction predicts"
 option base_config conf/train_base.yaml "training, and shape (encoder_conf), of a tiny or random base"
@@ -80,10 +84,13 @@ option baselines "" "what to compare with, once per seed: names of utils/baselin
 option baseline_conf conf/baselines "folder with a <name>.yaml for every baseline"
 option baseline_args "" "overrides of those, e.g. 'mtlser: --alpha 0.2; wap_adapter: --max_epoch 5'"
 option mtlser_sweep "" "also train mtlser with every one of 'ALPHA... / BETA...', for its picture"
+option import_espnet "" "results of ESPnet recipes to compare with as well, '[name[:seed]=]FOLDER ...': folders of experiments or decodings with text (and score) of every test set"
+option import_args "" "more options for bin/import_espnet.py, e.g. '--codes hap=happy --missing_emotion neutral'"
 # Results
 option decode_args "" "more options for bin/decode.py, e.g. '--batch_seconds 120'"
 option compare "adaltm:ser_only adaltm:static adaltm:global" "paired tests, first:second"
 option score_args "" "more options for bin/score.py and bin/report.py"
+option report_args "" "more options for bin/report.py alone, e.g. '--audio none'"
 option connectivity false "also measure loss and scores on the lines between base, experts and exported merges, on the validation set: about 40 times decoding --max_utts of it"
 option connectivity_args "" "more options for bin/connectivity.py, e.g. '--points 21 --max_utts 500'"
 option recipe "$(basename "$(dirname "${PWD}")")" "heading of RESULTS.md"
@@ -128,6 +135,7 @@ export ADALTM_RESUME=${ADALTM_RESUME:-$(printf '%q ' "$0" "$@" | sed 's/ $//')}
 
 . utils/names.sh
 . utils/baselines.sh
+. utils/imports.sh
 
 # ------------------------------------------------------------------------ stages
 stage_data() {
@@ -142,7 +150,7 @@ stage_data() {
 stage_audio() {
     local set file files overlap=() inputs=() dumps=()
     item_logs=${dumpdir}/logs
-    for set in ${all_sets}; do
+    for set in ${heard_sets}; do
         files=$(present "${datadir}/${set}@data" segments text utt2emo utt2soft utt2dialog \
             utt2channel utt2gender)
         # shellcheck disable=SC2086  # one input per word
@@ -206,7 +214,7 @@ make_base() {
     esac
     if [ "${feats_type}" = raw ]; then return; fi
     on_device "${item_cmd}"
-    for set in ${all_sets}; do
+    for set in ${heard_sets}; do
         item "${set}" "${base_dir}/feats" --shared true --ignore_options device \
             --inputs "${base_dir}/model.safetensors@base" "${dumpdir}/${set}/wav.scp@audio" \
             --outputs "${base_dir}/feats/${set}"/{feats.scp,feats.ark,feats_shape} \
@@ -258,7 +266,30 @@ stage_asr_expert() {
     for_control train_asr_expert
 }
 
+# import_expert KIND SOURCE FOLDER: an expert that others trained.
+import_expert() {
+    local files=() words=()
+    if [ -d "$2" ]; then
+        # shellcheck disable=SC2207  # one input per word
+        files=($(present "$2@data" config.json vocab.json model.safetensors pytorch_model.bin \
+            final_ssl.pt final_pool.pt final_ser.pt))
+        files=("${files[@]%@data}")
+    fi
+    if [ "$1" = ser ]; then
+        words=(--labels "${labels}")
+        files+=("${label_names}@tokens")
+    fi
+    item import "$3" --inputs "${base_dir}/model.safetensors@base" "${files[@]}" \
+        --outputs "$3"/{expert.safetensors,head.safetensors,expert.json} \
+        -- python -m espnet_adaltm.bin.import_expert --kind "$1" --source "$2" \
+        --base "${base_dir}" --out "$3" "${words[@]}"
+}
+
 train_asr_expert() {
+    if [ -n "${asr_expert}" ]; then
+        import_expert asr "${asr_expert}" "${asr_dir}"
+        return
+    fi
     training "${expert_seed}"
     fed_with asr_shape
     item train "${asr_dir}" --inputs "${asr_config}" "${fed[@]}" "${tokens}/tokens.model@tokens" \
@@ -275,6 +306,10 @@ stage_ser_expert() {
 }
 
 train_ser_expert() {
+    if [ -n "${ser_expert}" ]; then
+        import_expert ser "${ser_expert}" "${ser_dir}"
+        return
+    fi
     training "${expert_seed}"
     fed_with ser_shape
     # shellcheck disable=SC2046  # one input per word
@@ -339,11 +374,12 @@ stage_decode() {
     stage_jobs=${nj}
     for system in $(systems); do
         folder=${system#*=}
+        if is_import "${folder}"; then continue; fi
         with_system "${system}"
         lent=("${asr_dir}/head.safetensors@asr_expert")
         lender=(--asr_expert "${asr_dir}")
         if is_baseline "${folder}"; then lent=() lender=(); fi
-        for set in ${test_sets}; do
+        for set in ${test_sets} ${blind_sets}; do
             # shellcheck disable=SC2046  # one input per word
             item "decode_${set}" "${folder}" --shared true --ignore_options device \
                 --inputs "${dumpdir}/${set}/wav.scp@audio" "${label_names}@tokens" \
@@ -355,6 +391,7 @@ stage_decode() {
                 "${decode_words[@]}"
         done
     done
+    import_items
 }
 
 stage_score() {
@@ -367,6 +404,7 @@ stage_score() {
         references+=("${dumpdir}/${set}/wav.scp@audio"
             $(present "${dumpdir}/${set}@audio" utt2spk text utt2emo utt2soft utt2channel))
     done
+    for set in ${pools}; do dumps+=("${dumpdir}/${set}"); done
     for system in $(systems); do
         name=${system%%=*}
         folder=${system#*=}
@@ -385,7 +423,7 @@ stage_score() {
             --out "${folder}/results.json" "${score_words[@]}"
         all+=("${inputs[@]}")
     done
-    for name in ${compare} $(baseline_pairs); do
+    for name in ${compare} $(baseline_pairs) $(import_pairs); do
         if [[ "${known}" == *" ${name%:*} "* && "${known}" == *" ${name#*:} "* ]]; then
             compared+=("${name}")
         fi
@@ -397,18 +435,35 @@ stage_score() {
     item report "${report_dir}" --shared true --ignore_options command \
         --inputs "${label_names}@tokens" "${folders[@]/%//similarity.json@task_vectors}" \
         "${references[@]}" "${all[@]}" ${lines:+"${lines}@score"} \
-        --outputs "${results_dir}/RESULTS.md" "${results_dir}/results.json" \
+        --outputs "${results_dir}"/{RESULTS.md,results.json,results.csv,results.tex} \
         -- python -m espnet_adaltm.bin.report --systems "$(systems | xargs)" \
         --dumps "${dumps[@]}" --labels "${labels}" --compare "${compared[@]}" \
         --recipe "${recipe}" --note "${note}" --command "${ADALTM_RESUME}" --base "${base_dir}" \
         --task_vectors "${folders[@]}" ${lines:+--connectivity "${lines}"} \
-        --out_dir "${results_dir}" "${score_words[@]}"
+        --out_dir "${results_dir}" "${score_words[@]}" "${report_words[@]}"
+    if [ -f local/score.sh ]; then score_locally; fi
+}
+
+# What a recipe adds to the report: local/score.sh writes COMPARISON.md into the results' folder.
+score_locally() {
+    local system set inputs=()
+    for system in $(systems); do
+        for set in ${blind_sets}; do
+            # shellcheck disable=SC2207  # one input per word
+            inputs+=($(answers_of "${system}" "${system#*=}/decode/${set}" @decode))
+        done
+    done
+    item local_score "${report_dir}" --shared true \
+        --inputs local/score.sh "${labels}@tokens" "${results_dir}/results.json@score" "${inputs[@]}" \
+        --outputs "${results_dir}/COMPARISON.md" \
+        -- local/score.sh --results_dir "${results_dir}" --labels "${labels}" \
+        --dumpdir "${dumpdir}" --blind_sets "${blind_sets}" --systems "$(systems | xargs)"
 }
 
 after_score() {
     grep -v '^#' "${report_dir}/report.log" || true
     echo "Tables: ${results_dir}/RESULTS.md; numbers: ${results_dir}/results.json;" \
-        "pictures: ${results_dir}/plots/"
+        "pictures: ${results_dir}/plots/; all on a page: ${results_dir}/report.html"
 }
 
 stage_export() {

@@ -12,13 +12,15 @@ unique() {
 # With --split, sets and folders of their own, made from those of the corpus by `split_item`.
 corpus_dir=${datadir}
 # shellcheck disable=SC2086  # one set per word
-corpus_sets=$(unique ${train_set} ${valid_set} ${test_sets})
+corpus_sets=$(unique ${train_set} ${valid_set} ${test_sets} ${blind_sets})
 case "${split}" in
     "") ;;
     published_leaky)
         train_set=train
         valid_set=${split}
         test_sets=${split}
+        pools=
+        blind_sets=
         allow_speaker_overlap=true
         for name in datadir dumpdir expdir results_dir; do
             printf -v "${name}" '%s' "${!name}/${split}"
@@ -40,6 +42,14 @@ split_item() {
 
 # shellcheck disable=SC2086  # one set per word
 all_sets=$(unique ${train_set} ${valid_set} ${test_sets})
+heard_sets=${all_sets}${blind_sets:+ ${blind_sets}}
+for set in ${blind_sets}; do
+    [[ " ${all_sets} " != *" ${set} "* ]] || die "--blind_sets: ${set} is trained on or scored"
+done
+for set in ${pools//+/ }; do
+    [[ " ${test_sets} " == *" ${set} "* ]] || die "--pools: ${set} is none of --test_sets"
+done
+unset set
 tokens=${datadir}/tokens/${token_type}${n_tokens#0}
 labels=${datadir}/labels.json
 label_names=${datadir}/labels.txt # what a training depends on; it reads labels.json
@@ -111,12 +121,19 @@ name_experts() {
     base_dir=${expdir}/base_${base_tag}
     asr_dir=${expdir}/asr_expert_${asr_tag}${feats_tag}
     ser_dir=${expdir}/ser_expert_${ser_tag}${feats_tag}
+    if [ -n "${asr_expert}" ]; then
+        asr_dir=${expdir}/asr_expert_${base_tag}_from_$(basename "${asr_expert}")
+    fi
+    if [ -n "${ser_expert}" ]; then
+        ser_dir=${expdir}/ser_expert_${base_tag}_from_$(basename "${ser_expert}")
+    fi
 }
 name_experts
 
 # for_control FUNCTION ARGUMENT...: calls it as if --base were what --control_base is, if anything.
 for_control() {
-    local base=${control_base} expert_seed=${base_seed} base_dir asr_dir ser_dir
+    local base=${control_base} expert_seed=${base_seed} asr_expert='' ser_expert=''
+    local base_dir asr_dir ser_dir
     if [ -n "${control_base}" ]; then
         name_experts
         "$@"
@@ -202,6 +219,7 @@ read -ra merge_words <<<"${merge_args}"
 read -ra decode_words <<<"${decode_args}"
 read -ra connectivity_words <<<"${connectivity_args}"
 read -ra score_words <<<"${score_args}"
+read -ra report_words <<<"${report_args}"
 
 # present FOLDER@STAGE NAME...: those files of a data directory that there are.
 present() {
@@ -302,6 +320,7 @@ systems() {
             echo "${name}:${seed}=$(baseline_folder "${name}" "${seed}")"
         done
     done
+    imported_systems
     for name in ${merges}; do
         for seed in ${seeds}; do
             with_seed "${seed}"
@@ -346,9 +365,11 @@ weights_of() {
     esac
 }
 
-# answers_of SYSTEM FOLDER SUFFIX: what decoding writes there; the ASR expert knows no emotions.
+# answers_of SYSTEM FOLDER SUFFIX: what decoding writes there; the ASR expert knows no emotions. What is
+# imported may have either, and is there already.
 answers_of() {
     case "$1" in
+        *=*/import_*) present "$2$3" utt2prob utt2emo text ;;
         *=*/asr_expert_*) echo "$2/text$3" ;;
         *=*/merge_*) echo "$2/utt2prob$3 $2/utt2emo$3 $2/text$3" ;;
         *) echo "$2/utt2prob$3 $2/utt2emo$3" ;;

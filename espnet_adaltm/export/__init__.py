@@ -1,0 +1,1 @@
+"""What leaves the pipeline: folders for `transformers`, ONNX, model cards."""
