@@ -156,21 +156,51 @@ class SpeechEncoder(nn.Module):
             Features ``[B, T, C]`` and their lengths in frames ``[B]``.
         """
         x = self.normalize_waveform(speech, lengths)
+        field = self.geometry.receptive_field
+        x = F.pad(x, (0, max(0, field - x.shape[1])))
+        x = x.to(self.body.feature_extractor.conv_layers[0].conv.weight.dtype)
+        lengths = lengths.clamp(min=field)
+        if x.device.type == "cpu" and not (torch.is_grad_enabled() or torch.jit.is_tracing()):
+            return self._convolve_apart(x, lengths)
+        return self._convolve(x, lengths)
+
+    def _convolve(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Run the CNN on normalised waveforms ``[B, N]``."""
+        x = x.unsqueeze(-1)
         geometry = self.geometry
-        x = F.pad(x, (0, max(0, geometry.receptive_field - x.shape[1]))).unsqueeze(-1)
-        frames = lengths.clamp(min=geometry.receptive_field)
         layers = self.body.feature_extractor.conv_layers
-        x = x.to(layers[0].conv.weight.dtype)
         for layer, kernel, stride in zip(layers, geometry.kernels, geometry.strides):
             x = ops.conv1d(x, layer.conv.weight, layer.conv.bias, stride=stride)
-            frames = conv_length(frames, kernel, stride)
+            lengths = conv_length(lengths, kernel, stride)
             norm = getattr(layer, "layer_norm", None)
             if isinstance(norm, nn.GroupNorm):
-                x = ops.masked_channel_norm(x, frames, norm.weight, norm.bias, norm.eps)
+                x = ops.masked_channel_norm(x, lengths, norm.weight, norm.bias, norm.eps)
             elif norm is not None:
                 x = norm(x)
             x = layer.activation(x)
-        return x, frames
+        return x, lengths
+
+    def _convolve_apart(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """The same, every clip for itself: no padding, and smaller activations stay in a cache."""
+        frames = self.frame_lengths(lengths)
+        features = x.new_zeros(len(x), self.geometry.frames(x.shape[1]), self.feature_size)
+        for row, out, samples, size in zip(x, features, lengths.tolist(), frames.tolist()):
+            clip = row[None, :samples]
+            if self.body.config.feat_extract_norm == "group":
+                out[:size] = self._channels_first(clip)
+            else:
+                out[:size] = self._convolve(clip, lengths.new_tensor([samples]))[0][0]
+        return features, frames
+
+    def _channels_first(self, clip: Tensor) -> Tensor:
+        """Features ``[T, C]`` of a clip ``[1, N]``; the faster layout where one layer has a norm."""
+        x = clip.unsqueeze(1)
+        layers = self.body.feature_extractor.conv_layers
+        for layer, stride in zip(layers, self.geometry.strides):
+            x = F.conv1d(x, layer.conv.weight, layer.conv.bias, stride=stride)
+            norm = getattr(layer, "layer_norm", None)
+            x = layer.activation(x if norm is None else norm(x))
+        return x[0].t()
 
     def forward(
         self, speech: Tensor, lengths: Tensor, *, mask_time: Tensor | None = None

@@ -58,12 +58,21 @@ def extract_features(
     return len(shapes)
 
 
-def make_batches(samples: Mapping[str, int], max_samples: int) -> list[list[str]]:
-    """Group utterances of like length, at most ``max_samples`` with padding (or one utterance)."""
+def make_batches(
+    samples: Mapping[str, int], max_samples: int, least_share: float = 0.0
+) -> list[list[str]]:
+    """Group utterances of like length.
+
+    Args:
+        samples: Utterance to its length.
+        max_samples: Of a batch, padding included; one utterance may be longer.
+        least_share: Shortest utterance of a batch by its longest.
+    """
     batches: list[list[str]] = []
     longest = 0
     for utt in sorted(samples, key=lambda name: (-samples[name], name)):
-        if batches and longest * (len(batches[-1]) + 1) <= max_samples:
+        fits = batches and longest * (len(batches[-1]) + 1) <= max_samples
+        if fits and samples[utt] >= least_share * longest:
             batches[-1].append(utt)
         else:
             batches.append([utt])

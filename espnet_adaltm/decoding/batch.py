@@ -27,6 +27,7 @@ OUTPUTS = ("utt2prob", "utt2emo", "text", "utt2spk_hyp")
 # Everything said about an utterance on one line, where speakers are recognised as well.
 TOGETHER = "utt2all.jsonl"
 _LOADERS = 2
+_LEAST_SHARE = 0.9  # of an utterance's length by that of the longest in its batch
 
 Array = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
 
@@ -203,10 +204,13 @@ def workers_for(system: nn.Module, device: torch.device) -> int:
 
 
 def batches_of(lengths: Mapping[str, int], largest: float, workers: int = 1) -> list[list[str]]:
-    """`make_batches` of at most ``largest``; several workers get one each where there is little."""
+    """`make_batches` of at most ``largest``; several workers get one each where there is little.
+
+    Padding costs a processor more than it gains by a larger batch, so there is little of it.
+    """
     if workers > 1:
         largest = min(largest, sum(lengths.values()) / workers)
-    return make_batches(lengths, int(largest))
+    return make_batches(lengths, int(largest), _LEAST_SHARE)
 
 
 def hear(

@@ -27,6 +27,7 @@ ROWS = {  # learned coefficients on the test encoder (tasks x groups), and their
     "adamerging_test": (2 * len(NAMES), 0.3),
     "global": (2, 0.5),
     "adaltm": (2 * BLOCKS, 0.5),
+    "adaltm_ood": (2 * BLOCKS, 0.5),
     "adaltm_module": (2 * MODULES, 0.5),
     "adaltm_tensor": (2 * len(NAMES), 0.5),
     "adaltm_ties": (2 * BLOCKS, 0.5),
