@@ -193,7 +193,7 @@ class SpeechEncoder(nn.Module):
         return features, frames
 
     def _channels_first(self, clip: Tensor) -> Tensor:
-        """Features ``[T, C]`` of a clip ``[1, N]``; the faster layout where one layer has a norm."""
+        """Features ``[T, C]`` of a clip ``[1, N]``, in the layout that is faster with one norm."""
         x = clip.unsqueeze(1)
         layers = self.body.feature_extractor.conv_layers
         for layer, stride in zip(layers, self.geometry.strides):

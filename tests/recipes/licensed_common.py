@@ -14,7 +14,7 @@ TINY = (
     "--ser_config", f"{CONF}/train_ser.yaml", "--ser_args", "--max_epoch 1",
     "--merge_config", f"{CONF}/train_merge.yaml", "--merge_args", "--max_epoch 1",
     "--token_type", "char", "--n_tokens", "0", "--merges", "static", "--seeds", "1",
-    "--baselines", "", "--nj", "1",
+    "--baselines", "", "--nj", "2",
 )  # fmt: skip
 
 

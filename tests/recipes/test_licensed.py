@@ -21,6 +21,7 @@ def test_msp_podcast(tmp_path):
     recipe = make_recipe(tmp_path, "msp_podcast")
     words = ("--msp_root", tmp_path / "corpus", "--msp_version", "2.0", "--feats_type", "raw")
     words += ("--stop_stage", "score", "--test3", "true")
+    words += ("--report_args", "--audio none --plots false")
     told = ran(recipe, *words)
     assert "Tables: ./RESULTS.md" in told
     sizes = {
