@@ -7,6 +7,7 @@ from espnet_adaltm.export.facts import coefficient_rows
 
 PICTURE = "coefficients.png"
 _MOST_ROWS = 30
+_USELESS = 0.5  # WER
 _METRIC_NAMES = {
     "macro_f1": "macro F1",
     "uar": "UAR",
@@ -90,8 +91,9 @@ def _index_results(facts: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def _summary(facts: Mapping[str, Any], parts: Mapping[str, Any]) -> str:
     labels = ", ".join(facts["labels"])
+    unusable = " (not usable: see Limits)" if _worst_wer(facts) > _USELESS else ""
     more = [
-        *(["writes down what is said"] if parts["words"] else []),
+        *([f"writes down what is said{unusable}"] if parts["words"] else []),
         *(["names the most similar speaker of its training"] if parts["speakers"] else []),
     ]
     also = f" It also {' and '.join(more)}." if more else ""
@@ -164,8 +166,8 @@ def _method(facts: Mapping[str, Any], parts: Mapping[str, Any]) -> str:
         text += "\n" + "".join(f"- {name}: {told}\n" for name, told in items)
     base = facts.get("base")
     if base:
-        text += f"\nBase encoder: {base['kind']}, {base['source']} (SHA-256 {base['sha256'][:12]})."
-        text += "\n"
+        text += f"\nBase encoder: {base['kind']} from {base['source']} "
+        text += f"(SHA-256 {base['sha256'][:12]}).\n"
     if "coefficients" in facts:
         text += "\n" + _coefficients(facts, parts["picture"])
     settings = {k: v for k, v in options.items() if k not in ("name", "tasks")}
@@ -266,13 +268,15 @@ def _limits(facts: Mapping[str, Any], parts: Mapping[str, Any]) -> str:
     if errors:
         worst = 100 * max(errors)
         told.append(f"Probabilities are not calibrated (expected calibration error {worst:.0f} %).")
-    rates = [e["metrics"]["wer"]["value"] for e in scores.values() if "wer" in e["metrics"]]
-    if parts["words"] and rates and max(rates) > 0.5:
-        told.append(
-            f"Its transcripts are of no use (WER {100 * max(rates):.0f} %): nothing in the merge "
-            "kept the words."
-        )
+    wer = _worst_wer(facts)
+    if parts["words"] and wer > _USELESS:
+        told.append(f"Its transcripts are of no use: WER {100 * wer:.0f} %.")
     return "## Limits\n\n" + "".join(f"- {line}\n" for line in told)
+
+
+def _worst_wer(facts: Mapping[str, Any]) -> float:
+    entries = facts.get("scores", {}).values()
+    return max((e["metrics"]["wer"]["value"] for e in entries if "wer" in e["metrics"]), default=0)
 
 
 def _licence(facts: Mapping[str, Any]) -> str:

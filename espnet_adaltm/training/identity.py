@@ -38,7 +38,7 @@ _IRRELEVANT = """
 _PLACES = """
     base train_dump valid_dump feats_dir units_dir tokens labels merge_config task_vectors
     asr_expert ser_expert wap_adapter adapt_dump train_data_path_and_name_and_type
-    valid_data_path_and_name_and_type train_shape_file valid_shape_file
+    valid_data_path_and_name_and_type train_shape_file valid_shape_file emotion_shape
 """
 IRRELEVANT, PLACES = frozenset(_IRRELEVANT.split()), frozenset(_PLACES.split())
 

@@ -9,6 +9,7 @@ from espnet_adaltm.data.audio import load_audio
 from espnet_adaltm.data.tokens import Tokenizer
 from espnet_adaltm.decoding.batch import (
     Decoded,
+    batches_of,
     decode,
     feature_inputs,
     pad,
@@ -135,3 +136,39 @@ def test_base_with_another_hop_counts_other_frames(scene):
     assert inputs.per_second == 50
     frames = encoder.frame_lengths(torch.tensor(SAMPLES)).tolist()
     assert list(inputs.lengths.values()) == frames
+
+
+def test_batches_have_little_padding_and_give_every_worker_one():
+    lengths = {"a": 100, "b": 95, "c": 89, "d": 80, "e": 10}
+    assert batches_of(lengths, 1000) == [["a", "b"], ["c"], ["d"], ["e"]]
+    assert batches_of(dict.fromkeys("abcd", 100), 1000) == [["a", "b", "c", "d"]]
+    assert batches_of(dict.fromkeys("abcd", 100), 1000, workers=2) == [["a", "b"], ["c", "d"]]
+    assert batches_of(dict.fromkeys("abcd", 100), 100) == [["a"], ["b"], ["c"], ["d"]]
+
+
+def test_several_batches_at_a_time_are_the_same_utterances(scene, merge):
+    inputs = raw_inputs(scene / "dump/test")
+    expected = decode(merge, inputs)
+    torch.set_num_threads(3)
+    try:
+        got = decode(merge, inputs)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(1)
+    assert list(got.probabilities) == list(expected.probabilities)
+    assert got.texts == expected.texts
+    for utt, row in expected.probabilities.items():
+        np.testing.assert_allclose(got.probabilities[utt], row, rtol=0, atol=1e-6)
+
+
+def test_an_error_in_a_worker_is_raised_and_threads_are_as_before(scene, merge):
+    inputs = raw_inputs(scene / "dump/test")
+    empty = inputs.only(["u0", "u1"], "test")
+    broken = type(inputs)(empty.lengths, lambda utt: np.zeros(0, np.float32), inputs.per_second)
+    torch.set_num_threads(2)
+    try:
+        with pytest.raises(UserError, match="has no samples"):
+            decode(merge, broken)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)

@@ -86,11 +86,12 @@ def test_a_card_tells_what_is_known(system, tmp_path):
     card = write_card(facts, PARTS)
     for line in (
         "# merge_x",
-        "Hears the emotion of speech: angry, happy. It also writes down what is said. "
+        "Hears the emotion of speech: angry, happy. It also writes down what is said (not "
+        "usable: see Limits). "
         "WavLM encoder, 94.4 M parameters.",
         "Merge `adaltm`: to a base encoder, shares of task vectors are added "
         "(speech recognition (asr) and emotion recognition (ser)).",
-        "Base encoder: hub, microsoft/wavlm-base (SHA-256 abababababab).",
+        "Base encoder: hub from microsoft/wavlm-base (SHA-256 abababababab).",
         "![coefficients by depth](coefficients.png)",
         "| group | asr | ser |",
         "| block1 | 0.250 | -0.500 |",
@@ -106,7 +107,7 @@ def test_a_card_tells_what_is_known(system, tmp_path):
         "seeds differ by more than",
         "0. angry\n1. happy",
         "- Probabilities are not calibrated (expected calibration error 12 %).",
-        "- Its transcripts are of no use (WER 150 %): nothing in the merge kept the words.",
+        "- Its transcripts are of no use: WER 150 %.",
         "cc-by-4.0. The base encoder and the corpus have licences of their own.",
         "cd egs/mini/adaltm1\n./run.sh --stage 8",
         "Epoch 2 of 5 was chosen by the loss on the valid set.",

@@ -96,6 +96,7 @@ option connectivity_args "" "more options for bin/connectivity.py, e.g. '--point
 option recipe "$(basename "$(dirname "${PWD}")")" "heading of RESULTS.md"
 option note "" "text under the heading of RESULTS.md"
 option export_merges "adaltm" "merges whose first seed is exported"
+option export_args "" "more options for bin/export.py, e.g. '--onnx --license cc-by-4.0 --language en'; '--push_to_hub USER/MODEL' uploads"
 
 show_help() {
     echo "Usage: ./adaltm.sh [--name value]..., from a recipe's folder"
@@ -472,11 +473,14 @@ stage_export() {
     for system in ${exported}; do
         dir=${system#*=}
         # shellcheck disable=SC2046  # one input per word
-        item export "${dir}" --shared true --inputs "${base_dir}/model.safetensors@base" \
+        item export "${dir}" --shared true --ignore_options command \
+            --inputs "${base_dir}/model.safetensors@base" "${label_names}@tokens" \
             $(weights_of "${dir}") "${asr_dir}/head.safetensors@asr_expert" \
+            $(present "${dir}@score" results.json) \
             --outputs "${dir}/export"/{config.json,model.safetensors,recognizer.json,README.md} \
             -- python -m espnet_adaltm.bin.export --system "${dir}" --base "${base_dir}" \
-            --asr_expert "${asr_dir}" --out "${dir}/export"
+            --asr_expert "${asr_dir}" --out "${dir}/export" --labels "${labels}" \
+            --recipe "${recipe}" --note "${note}" --command "${ADALTM_RESUME}" "${export_words[@]}"
     done
 }
 

@@ -219,6 +219,7 @@ read -ra merge_words <<<"${merge_args}"
 read -ra decode_words <<<"${decode_args}"
 read -ra connectivity_words <<<"${connectivity_args}"
 read -ra score_words <<<"${score_args}"
+read -ra export_words <<<"${export_args}"
 read -ra report_words <<<"${report_args}"
 
 # present FOLDER@STAGE NAME...: those files of a data directory that there are.
