@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from espnet_adaltm.report import charts, parts
+from espnet_adaltm.report import ablations, charts, parts
 from espnet_adaltm.report.svg import Look, look
 from espnet_adaltm.scoring.exports import units_of
 from espnet_adaltm.scoring.paired import COMPARED, LOWER_IS_BETTER, SIGNIFICANT, stars
@@ -50,6 +50,7 @@ def set_context(result: Result, name: str, shapes: Looks) -> dict[str, Any]:
         "headlines": headlines(result, name, whole),
         "table": system_table(result, name, whole),
         "tests": paired(result, name, shapes),
+        "ablations": ablations.families(result, name, shapes),
         "trade_off": trade_off(whole, shapes),
         "channels": parts.channels(scores),
         "confusions": parts.confusions(result, name),

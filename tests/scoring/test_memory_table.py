@@ -1,5 +1,7 @@
 """Ablations of published systems in the report: rows, differences, turns, and honest names."""
 
+import re
+
 import pytest
 from scoring_common import make_dump, make_system
 
@@ -53,12 +55,12 @@ def folder(tmp_path):
     return tmp_path
 
 
-def run(folder, *systems, compare=""):
+def run(folder, *systems, compare="", html="false"):
     report.main(
         [
             *("--systems", " ".join(systems), "--dumps", str(folder / "dump/test")),
             *("--labels", str(folder / "dump/labels.json"), "--out_dir", str(folder / "out")),
-            *("--resamples", "200", "--plots", "false", "--html", "false", "--compare", compare),
+            *("--resamples", "200", "--plots", "false", "--html", html, "--compare", compare),
         ]
     )
     return (folder / "out/RESULTS.md").read_text(), read_json(folder / "out/results.json")
@@ -219,3 +221,28 @@ def test_names_that_do_not_fit_together_are_refused(folder):
     ]
     with pytest.raises(UserError, match="would be called alike"):
         labelled(systems, [])
+
+
+def test_the_page_shows_the_same_ablation(folder):
+    run(folder, *memories(folder), html="true")
+    page = (folder / "out/report.html").read_text()
+    section = page.split('<section id="test-ablations">')[1].split("</section>")[0]
+    body = section.split("<tbody>")[1].split("</tbody>")[0]
+    rows = {
+        re.search(r"<th[^>]*>(.*?)<br>", row)[1]: [
+            float(value) for value in re.findall(r'data-v="([^"]+)"', row)
+        ]
+        for row in body.split("<tr>")[1:]
+    }
+    assert list(rows) == [
+        "memory", "none (the host alone)", "never updated", "another dialogue&#39;s history",
+    ]  # fmt: skip
+    score = {history: 100 * mean_f1(history) for history in WRONG}
+    host, own = score["none"], score["dialog"]
+    assert rows["memory"] == pytest.approx([own, own - host])
+    assert rows["none (the host alone)"] == pytest.approx([host, host - own])
+    assert rows["never updated"] == pytest.approx(
+        [score["frozen"], score["frozen"] - host, score["frozen"] - own]
+    )
+    assert "macro-F1 minus none (the host alone), in points" in section
+    assert section.count("<details>") == 1  # by turn
