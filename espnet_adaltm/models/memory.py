@@ -21,7 +21,7 @@ from espnet_adaltm.errors import UserError
 from espnet_adaltm.files import Pathlike, atomic_open, require
 from espnet_adaltm.models.memory_layer import MemoryLayer, Turns
 
-OPTIONS = ("layers", "size", "width", "chunk", "truncate", "max_step")
+OPTIONS = ("layers", "size", "width", "chunk", "truncate", "max_step", "bounded")
 _ADAPTER = "adapter"
 
 

@@ -12,9 +12,10 @@ weights stay as they are. The rule is Titans' (`titans.py`).
 
 Ours, for what is unknown: `h' = h + tanh(g) W_out read(x)` with `x = W_in LayerNorm(h)`, and g = 0
 at first, so that an untrained layer changes nothing; the learned weights of an empty memory;
-reading before writing, so that a turn never hears itself; float32 (the layer's own type; a host may
-have another); the biases that the three gates start with. From the original: `k, v, q = silu(x W)`,
-k and q being L2-normalised, and gates that are sigmoids of a linear map.
+reading before writing, so that a turn never hears itself; steps that are the shorter, the longer
+momentum repeats them and the steeper the loss is; float32 (the layer's own type; a host may have
+another); the biases that the three gates start with. From the original: `k, v, q = silu(x W)`, k
+and q being L2-normalised, and gates that are sigmoids of a linear map.
 """
 
 import hashlib
@@ -35,9 +36,9 @@ from espnet_adaltm.models import titans
 from espnet_adaltm.models.masks import length_mask
 from espnet_adaltm.models.titans import Gates, State
 
-# Where the gates start: past surprise fades over ten frames, a step is an eighth of the largest,
+# Where the gates start: past surprise fades over ten frames, a step is a quarter of the largest,
 # and a turn of three seconds forgets a tenth.
-_MOMENTUM, _STEP, _FORGET = 2.2, -2.0, -7.0
+_MOMENTUM, _STEP, _FORGET = 2.2, -1.1, -7.0
 
 
 @dataclass(frozen=True)
@@ -91,9 +92,10 @@ class MemoryLayer(nn.Module):
         width: Width of the memory's inner layer.
         chunk: Frames that are written together; 1 is the exact rule, see `titans.write`.
         truncate: Turns of a batch through which gradients flow back.
-        max_step: Greatest step that the frames of a chunk take together: theta is at most
-            `max_step / chunk`. Momentum makes it up to `1 / (1 - eta)` times as long; from a total
-            of about 2 on a memory may diverge.
+        max_step: Greatest step that the frames of a chunk take together, with all that their
+            momentum adds later: theta is at most `(1 - eta) max_step / chunk`.
+        bounded: Shorten steps that would overshoot, see `titans.write`; without it, and from a
+            `max_step` of about 1 on with it, a memory may diverge.
     """
 
     def __init__(
@@ -104,7 +106,8 @@ class MemoryLayer(nn.Module):
         width: int = 256,
         chunk: int = 64,
         truncate: int = 8,
-        max_step: float = 0.2,
+        max_step: float = 0.5,
+        bounded: bool = True,
     ) -> None:
         super().__init__()
         if min(size, width, chunk, truncate) < 1 or max_step <= 0:
@@ -113,6 +116,7 @@ class MemoryLayer(nn.Module):
                 f"max_step {max_step} must be positive"
             )
         self.chunk, self.truncate, self.max_step = chunk, truncate, max_step
+        self.bounded = bounded
         self.norm = nn.LayerNorm(dim)
         self.w_in = nn.Linear(dim, size, bias=False)
         self.keys, self.values, self.queries = (nn.Linear(size, size, bias=False) for _ in range(3))
@@ -255,11 +259,13 @@ class MemoryLayer(nn.Module):
         unit = functional.normalize(heard[:, :2], dim=-1)
         queries, keys = padded(unit.flatten(1)).chunk(2, -1)
         values = padded(heard[:, 2])
-        scale = x.new_tensor([1.0, self.max_step / self.chunk, 1.0])
         weights = None
         if turns.learn:
-            gates = padded(self.gates(x).sigmoid() * scale)
-            weights = titans.plan(Gates(*gates.unbind(-1)), valid, self.chunk)
+            eta, theta, alpha = padded(self.gates(x).sigmoid()).unbind(-1)
+            # Momentum repeats a step 1 / (1 - eta) times: without this factor, a training that
+            # learns to remember its surprises for longer makes the memory diverge.
+            gates = Gates(eta, theta * (1 - eta) * self.max_step / self.chunk, alpha)
+            weights = titans.plan(gates, valid, self.chunk)
         state, ended, answers = self._begin(turns), [], []
         for number, step in enumerate(turns.steps):
             longest = max(sizes[row] for row in step)
@@ -275,7 +281,8 @@ class MemoryLayer(nn.Module):
             answers.append(functional.pad(answer, (0, 0, 0, valid.shape[1] - longest)))
             if turns.learn:
                 now = weights.rows(rows, longest)
-                state = titans.write(state, keys[rows, :longest], values[rows, :longest], now)
+                heard = keys[rows, :longest], values[rows, :longest]
+                state = titans.write(state, *heard, now, bounded=self.bounded)
         if turns.carry:
             self._keep(turns, titans.join([state, *ended[::-1]]) if ended else state)
         if len(answers) > 1:

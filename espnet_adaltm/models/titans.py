@@ -13,6 +13,10 @@ frame by frame. With larger chunks the gradients of a chunk are taken at the mem
 starts with, which is the paper's parallel form; momentum and forgetting stay those of every frame.
 The gradient is written out rather than left to autograd, so that a chunk costs five matrix
 products and the whole is differentiable for the training of everything around it.
+
+A gradient step overshoots where the loss is steep, and a memory that overshoots in every frame is
+beyond all bounds within a turn. Ours, by option: theta is divided by the curvature of its frame's
+loss (normalised least mean squares) where that is above one.
 """
 
 from collections.abc import Sequence
@@ -158,7 +162,9 @@ def _scan(factors: Tensor, terms: Tensor) -> tuple[Tensor, Tensor]:
     return both[0], both[1]
 
 
-def write(state: State, keys: Tensor, values: Tensor, weights: Plan) -> State:
+def write(
+    state: State, keys: Tensor, values: Tensor, weights: Plan, *, bounded: bool = False
+) -> State:
     """Let N memories learn T frames each.
 
     Args:
@@ -166,6 +172,7 @@ def write(state: State, keys: Tensor, values: Tensor, weights: Plan) -> State:
         keys: [N, T, D].
         values: [N, T, D].
         weights: Of these sequences.
+        bounded: Divide theta by `curvature` where that is above one; otherwise it is Titans' rule.
 
     Returns:
         The state after.
@@ -176,12 +183,18 @@ def write(state: State, keys: Tensor, values: Tensor, weights: Plan) -> State:
     second = torch.stack((state.second, state.second_momentum), 1)
     parts = keys.split(chunk, 1), values.split(chunk, 1), *(part.unbind() for part in weights)
     for now in zip(*parts, strict=True) if keys.shape[1] else ():
-        first, second = _write_chunk(first, second, *now)
+        first, second = _write_chunk(first, second, *now, bounded)
     return State(first[:, 0], second[:, 0], first[:, 1], second[:, 1])
 
 
 def _write_chunk(
-    first: Tensor, second: Tensor, keys: Tensor, values: Tensor, carry: Tensor, weights: Tensor
+    first: Tensor,
+    second: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    carry: Tensor,
+    weights: Tensor,
+    bounded: bool,
 ) -> tuple[Tensor, Tensor]:
     """One chunk: keys and values [N, c, D], carry [N, 2, 2], weights [N, c or more, 2]."""
     inner, outer = first[:, 0], second[:, 0]
@@ -192,10 +205,33 @@ def _write_chunk(
     # d silu(x) / dx = s (1 + x (1 - s)) with s = sigmoid(x)
     slope = torch.addcmul(sigmoid, hidden, 1 - sigmoid)
     weights = weights[:, : keys.shape[1], :, None]
+    if bounded:
+        steepness = curvature(keys, hidden, slope, outer).clamp(min=1)
+        weights = weights / steepness[..., None, None]
     return (
         _move(first, carry, weights, (error @ outer) * slope, keys),
         _move(second, carry, weights, error, hidden),
     )
+
+
+def curvature(keys: Tensor, hidden: Tensor, slope: Tensor, outer: Tensor) -> Tensor:
+    """Bound of the largest eigenvalue of `2 J J^T`, J being M(k)'s derivative by the weights.
+
+    A step theta changes M(k) by `-theta 2 J J^T (M(k) - v)`: from an eigenvalue of `2 / theta` on,
+    every step makes the error larger. Exact but for the Frobenius norm of `outer diag(slope)`,
+    which takes the place of its largest singular value.
+
+    Args:
+        keys: [N, c, D].
+        hidden: silu(first k), [N, c, W].
+        slope: Its derivative, [N, c, W].
+        outer: The second layer, [N, D, W].
+
+    Returns:
+        [N, c].
+    """
+    through = (slope.square() @ outer.square().sum(1)[..., None]).squeeze(-1)
+    return 2 * (hidden.square().sum(-1) + keys.square().sum(-1) * through)
 
 
 def _move(part: Tensor, carry: Tensor, weights: Tensor, errors: Tensor, inputs: Tensor) -> Tensor:

@@ -1,13 +1,14 @@
 """Learning on speakers that no expert was trained on.
 
 An expert's task vector was made for the training set: on it, the emotion loss asks for more of the
-SER vector than new speakers would. Half of the validation speakers can take the training set's
-place; the other half then chooses the epoch. (Both experts chose their own epochs on all of them,
-which costs neither half its speakers' independence, but is no test set.)
+SER vector than new speakers would, and a memory finds little left to add to a SER expert. Half of
+the validation speakers can take the training set's place; the other half then chooses the epoch.
+(Both experts chose their own epochs on all of them, which costs neither half its speakers'
+independence, but is no test set.)
 """
 
 import hashlib
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -92,6 +93,42 @@ def split_shapes(dump: Path, learn: Path, choose: Path, seed: int, out: Path) ->
         written[part] = out / f"{part}_shape"
         chosen = {utt: size for utt, size in shapes[part].items() if speaker[utt] in speakers}
         write_scp(written[part], chosen)
+    return written
+
+
+def split_dialogs(
+    dialogs: Mapping[str, Sequence[str]], shape: Path, seed: int, out: Path
+) -> dict[str, Path]:
+    """Write the shape files of two halves of a set's dialogues, by a hash of their names.
+
+    Speakers talk to each other, so that they cannot be told apart without cutting dialogues.
+
+    Args:
+        dialogs: Dialogue to its utterances.
+        shape: Shape file of all of them.
+        seed: Another one cuts differently.
+        out: Folder to write to.
+
+    Returns:
+        ``train`` and ``valid`` to the file of the half to learn on (one more if the number is odd)
+        and of that to choose epochs on.
+
+    Raises:
+        UserError: Fewer than 4 dialogues.
+    """
+    names = sorted(dialogs, key=lambda name: _hash(f"{seed} {name}"))
+    if len(names) < FEWEST:
+        raise UserError(
+            f"learn_on held_out needs at least {FEWEST} validation dialogues, found {len(names)}: "
+            "give a larger validation set, or learn_on: train"
+        )
+    middle = (len(names) + 1) // 2
+    sizes = read_scp(shape)
+    written = {}
+    for part, half in (("train", names[:middle]), ("valid", names[middle:])):
+        chosen = {utt for name in half for utt in dialogs[name]}
+        written[part] = out / f"{part}_shape"
+        write_scp(written[part], {utt: size for utt, size in sizes.items() if utt in chosen})
     return written
 
 

@@ -42,8 +42,10 @@ from espnet_adaltm.decoding.dialog import DIALOG, MEANS
 from espnet_adaltm.errors import UserError
 from espnet_adaltm.files import require, sha256_file, write_json
 from espnet_adaltm.kaldi import read_scp
+from espnet_adaltm.merging.config import HELD_OUT, TRAIN
 from espnet_adaltm.models.losses import LOSSES, build_loss
 from espnet_adaltm.models.memory import Memory, memory_options
+from espnet_adaltm.training import held_out
 from espnet_adaltm.training.data import PARTS, DataNeeds
 from espnet_adaltm.training.dialog_batches import (
     DialogPreprocess,
@@ -97,7 +99,8 @@ class MemoryTask(AdaltmTask):
             "--memory_conf",
             action=NestedDictAction,
             default={},
-            help="layers (middle), size, width, chunk, truncate, max_step; see models/memory_layer",
+            help="layers (middle), size, width, chunk, truncate, max_step, bounded; see "
+            "models/memory_layer",
         )
         group.add_argument("--train_head", type=str2bool, default=False, help="Host ser only")
         group.add_argument(
@@ -116,6 +119,14 @@ class MemoryTask(AdaltmTask):
             default=True,
             help="false: nothing is written, in training and after; a control of the same size",
         )
+        group.add_argument(
+            "--learn_on",
+            default=TRAIN,
+            choices=(TRAIN, HELD_OUT),
+            help="held_out: half of the validation set's dialogues, whose speakers the host was "
+            "not trained on; the other half chooses epochs",
+        )
+        group.add_argument("--held_out_seed", type=int, default=0, help="Which halves")
         group.add_argument("--labels", type=str_or_none, default=None, help="labels.json")
         group.add_argument("--soft_labels", type=str2bool, default=False, help="utt2soft")
         group.add_argument(
@@ -133,7 +144,11 @@ class MemoryTask(AdaltmTask):
         """Also check the host, the labels and the dialogues."""
         labels = require_labels(args)
         _check_options(args)
+        if args.learn_on == HELD_OUT:
+            args.train_dump, args.emotion_shape = args.valid_dump, None
         super().prepare(args)
+        if args.learn_on == HELD_OUT:
+            _hold_out(args)
         if args.host == SER:
             _check_ser_host(args, labels)
         for part in PARTS:
@@ -233,6 +248,7 @@ class MemoryTask(AdaltmTask):
             "history": DIALOG,
             "history_means": MEANS[DIALOG],
             "learn": args.learn,
+            "learn_on": args.learn_on,
             "trained_head": args.train_head,
             "feats_type": args.feats_type,
             "seed": args.seed,
@@ -242,6 +258,18 @@ class MemoryTask(AdaltmTask):
         path = folder / systems.BASELINE
         write_json(path, info)
         return [*written, path]
+
+
+def _hold_out(args: argparse.Namespace) -> None:
+    """Divide the validation dialogues, in place."""
+    shapes = held_out.split_dialogs(
+        read_dialogs_of(args, "valid").turns,
+        Path(args.valid_shape_file[0]),
+        args.held_out_seed,
+        Path(args.output_dir) / held_out.FOLDER,
+    )
+    for part in PARTS:
+        setattr(args, f"{part}_shape_file", [str(shapes[part])])
 
 
 def description_file(folder: Path) -> Path:

@@ -45,9 +45,10 @@ def by_hand(layer, turns):
         answer = titans.recall(state, q)
         results.append(hidden + layer.gate.tanh() * layer.w_out(answer)[0])
         eta, theta, alpha = layer.gates(x).sigmoid().unbind(-1)
-        gates = Gates(eta, layer.max_step / layer.chunk * theta, alpha)
+        gates = Gates(eta, (1 - eta) * layer.max_step / layer.chunk * theta, alpha)
         valid = torch.ones(1, len(hidden), dtype=torch.bool)
-        state = titans.write(state, k, v, titans.plan(gates, valid, layer.chunk))
+        plan = titans.plan(gates, valid, layer.chunk)
+        state = titans.write(state, k, v, plan, bounded=layer.bounded)
     return results
 
 
@@ -267,3 +268,18 @@ def test_turns_are_ordered_by_step():
     assert turns.names == ["b", "a", "c"]
     assert turns.steps == [[0, 1, 3], [2, 5], [4]]
     assert Turns(()).steps == []
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("chunk", "bounded"), [(1, True), (8, True), (32, True), (1, False)])
+def test_a_memory_stays_bounded_however_eagerly_it_learns(chunk, bounded):
+    """Gates at their largest and a steep start; Titans' own rule is then soon beyond all bounds."""
+    layer = make_layer(size=16, width=16, chunk=chunk, max_step=0.5, bounded=bounded)
+    layer.gates.bias.copy_(torch.tensor([5.0, 5.0, -9.0]))
+    layer.gates.weight.zero_()
+    layer.first.mul_(4)
+    hidden, _ = frames(150, seed=3)
+    for _ in range(20):
+        layer(hidden)
+    largest = max(float(part.abs().max()) for part in layer.memory_state().values())
+    assert (largest < 10) == bounded, largest

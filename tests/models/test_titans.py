@@ -10,8 +10,8 @@ from espnet_adaltm.models.titans import Gates, State
 SIZE, WIDTH = 5, 7
 
 
-def write(state, keys, values, gates, valid, chunk):
-    return titans.write(state, keys, values, titans.plan(gates, valid, chunk))
+def write(state, keys, values, gates, valid, chunk, bounded=False):
+    return titans.write(state, keys, values, titans.plan(gates, valid, chunk), bounded=bounded)
 
 
 def make(count=2, frames=9, seed=0, momentum=True):
@@ -35,7 +35,18 @@ def gradient(weights, key, value):
     return torch.autograd.grad(loss, weights)
 
 
-def by_steps(state, keys, values, gates, valid, chunk=1):
+def steepness(weights, key):
+    """2 || J ||^2 with the Frobenius norm of the first layer's part, by autograd."""
+
+    def output(first, second):
+        return second @ functional.silu(first @ key)
+
+    by_first, by_second = torch.autograd.functional.jacobian(output, tuple(weights))
+    through = by_first.square().sum()
+    return float(2 * (through + by_second[0].square().sum())), by_first, by_second
+
+
+def by_steps(state, keys, values, gates, valid, chunk=1, bounded=False):
     """The rule as it is printed, one memory and one frame at a time."""
     result = []
     for row in range(len(keys)):
@@ -47,6 +58,8 @@ def by_steps(state, keys, values, gates, valid, chunk=1):
             if not valid[row, frame]:
                 continue
             eta, theta, alpha = (gate[row, frame] for gate in gates)
+            if bounded:
+                theta = theta / max(1.0, steepness(start, keys[row, frame])[0])
             slopes = gradient(start, keys[row, frame], values[row, frame])
             momenta = [eta * s - theta * g for s, g in zip(momenta, slopes)]
             weights = [(1 - alpha) * m + s for m, s in zip(weights, momenta)]
@@ -68,6 +81,31 @@ def test_writing_is_the_printed_rule(chunk):
     written = write(state, keys, values, gates, valid, chunk)
     same(written, by_steps(state, keys, values, gates, valid, chunk))
     assert (written.first - state.first).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("chunk", [1, 4])
+def test_bounded_steps_are_divided_by_the_curvature(chunk):
+    state, keys, values, gates = make()
+    state = state._replace(first=0.2 * state.first, second=0.2 * state.second)  # around one
+    valid = torch.ones(2, 9, dtype=torch.bool)
+    written = write(state, keys, values, gates, valid, chunk, bounded=True)
+    same(written, by_steps(state, keys, values, gates, valid, chunk, bounded=True))
+    found = [steepness([state.first[0], state.second[0]], key)[0] for key in keys[0]]
+    assert min(found) < 1 < max(found)
+
+
+def test_curvature_bounds_the_largest_eigenvalue():
+    state, keys, *_ = make(count=1, frames=20)
+    before = keys @ state.first.mT
+    hidden, sigmoid = functional.silu(before), before.sigmoid()
+    slope = sigmoid * (1 + before * (1 - sigmoid))
+    bounds = titans.curvature(keys, hidden, slope, state.second)[0]
+    for bound, key in zip(bounds, keys[0]):
+        total, *jacobian = steepness([state.first[0], state.second[0]], key)
+        assert float(bound) == pytest.approx(total)
+        matrix = torch.cat([part.flatten(1) for part in jacobian], 1)
+        largest = 2 * torch.linalg.eigvalsh(matrix @ matrix.T)[-1]
+        assert largest <= bound + 1e-9
 
 
 def test_gates_that_are_fully_open_or_closed():

@@ -4,7 +4,13 @@ import pytest
 
 from espnet_adaltm.errors import UserError
 from espnet_adaltm.kaldi import read_scp, write_scp
-from espnet_adaltm.training.held_out import complete_text, describe, split_shapes, split_speakers
+from espnet_adaltm.training.held_out import (
+    complete_text,
+    describe,
+    split_dialogs,
+    split_shapes,
+    split_speakers,
+)
 
 NAMES = [f"s{index:02d}" for index in range(10)]
 
@@ -69,3 +75,19 @@ def test_missing_transcripts_become_empty_ones(tmp_path):
     write_scp(tmp_path / "shape", {"u2": "1"})
     with pytest.raises(UserError, match="no utterance of .* has a transcript"):
         complete_text(tmp_path / "text", tmp_path / "shape", tmp_path / "out")
+
+
+def test_dialogues_are_halved_whole(tmp_path):
+    dialogs = {f"d{d}": [f"d{d}-t{t}" for t in range(3)] for d in range(7)}
+    utts = [utt for turns in dialogs.values() for utt in turns]
+    write_scp(tmp_path / "shape", dict.fromkeys(utts, "100"))
+    written = split_dialogs(dialogs, tmp_path / "shape", 0, tmp_path / "out")
+    halves = {part: list(read_scp(path)) for part, path in written.items()}
+    assert [len(halves[part]) for part in ("train", "valid")] == [12, 9]
+    assert sorted(halves["train"] + halves["valid"]) == utts
+    names = [{utt.split("-")[0] for utt in half} for half in halves.values()]
+    assert not names[0] & names[1]
+    other = split_dialogs(dialogs, tmp_path / "shape", 1, tmp_path / "other")
+    assert list(read_scp(other["train"])) != halves["train"]
+    with pytest.raises(UserError, match="at least 4 validation dialogues, found 3"):
+        split_dialogs(dict(list(dialogs.items())[:3]), tmp_path / "shape", 0, tmp_path / "few")

@@ -62,7 +62,7 @@ def dialogs(corpus, tmp_path_factory):
     """Root of dumps with dialogues."""
     root = tmp_path_factory.mktemp("dialogs")
     copied(corpus / "dump/train", root / "train", turns=6, keep=0.7)
-    copied(corpus / "dump/dev", root / "dev", turns=6)
+    copied(corpus / "dump/dev", root / "dev", turns=4)
     return root
 
 
@@ -218,6 +218,28 @@ def test_a_frozen_host_keeps_its_number_type():
     assert host.to(torch.float32).module.weight.dtype == torch.bfloat16
     assert host.state_dict() == {}
     assert list(host.parameters()) == []
+
+
+@pytest.mark.integration
+def test_half_of_the_validation_dialogues_can_be_learned_on(corpus, experts, dialogs, tmp_path):
+    """The training set then plays no part, and no dialogue is cut."""
+    folders = [tmp_path / name for name in ("one", "other")]
+    scarce = tmp_path / "train"
+    copied(corpus / "dump/train", scarce, turns=3, keep=0.2)
+    for folder, train in zip(folders, (dialogs / "train", scarce)):
+        held = {"learn_on": "held_out", "train_dump": train, "max_epoch": 1}
+        run(argv_of(corpus, experts, dialogs, folder, **held))
+    first, second = (load_file(folder / "memory.safetensors") for folder in folders)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    info = json.loads((folders[0] / "baseline.json").read_text())
+    assert info["learn_on"] == "held_out"
+    halves = [set(read_scp(folders[0] / f"data/{part}_shape")) for part in ("train", "valid")]
+    assert not halves[0] & halves[1]
+    assert halves[0] | halves[1] == set(read_scp(dialogs / "dev/all_shape"))
+    whole = read_scp(dialogs / "dev/utt2dialog")
+    kept = [{whole[utt].split()[0] for utt in half} for half in halves]
+    assert not kept[0] & kept[1]
+    assert len(kept[0]) - len(kept[1]) in (0, 1)
 
 
 @pytest.mark.integration
