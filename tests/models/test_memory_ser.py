@@ -31,11 +31,12 @@ def make_host(**shape):
 
 def make_memory(host, gate):
     torch.manual_seed(1)
-    memory = Memory(host.hidden_size, [1, 2], size=6, width=8, chunk=4, max_step=1.0)
+    memory = Memory(host.hidden_size, [1, 2], size=6, width=8, chunk=4, max_step=4.0)
     with torch.no_grad():
         for layer in memory:
             layer.gate.fill_(gate)
             layer.second.normal_(std=0.3)
+            layer.gates.bias.copy_(torch.tensor([0.0, 4.0, -7.0]))  # learns fast enough to see
     host.attach(memory)
     return memory
 
