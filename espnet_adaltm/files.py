@@ -13,7 +13,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import IO, Any
@@ -21,11 +21,24 @@ from typing import IO, Any
 from espnet_adaltm.errors import UserError
 
 Pathlike = str | os.PathLike[str]
+# What a user can do something about, beside a full disk.
+_REFUSED = {
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EEXIST,
+    errno.ENAMETOOLONG,
+    errno.ELOOP,
+}
 
 
 def _explain(error: OSError, path: Path) -> Exception:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return UserError(f"no space left on the disk of {path.parent}: free some and run again")
+    if error.errno in _REFUSED:
+        return UserError(f"{path} cannot be written ({error.strerror}): give another place")
     return error
 
 
@@ -72,33 +85,70 @@ def _fsync_directory(folder: Path) -> None:
 
 
 @contextmanager
+def _beside(path: Path) -> Iterator[str]:
+    """Where ``path`` can be written: its folder exists, and the begin of a temporary name.
+
+    Folders that are made for it go again when writing fails. What the file system refuses becomes
+    a `UserError`; errors about files elsewhere are not for here to explain.
+    """
+    missing = [folder for folder in (path.parent, *path.parent.parents) if not folder.exists()]
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_symlink():
+            _check_link(path)
+        yield _prefix(path)
+    except BaseException as error:
+        for folder in missing:
+            with suppress(OSError):
+                folder.rmdir()
+        if isinstance(error, OSError) and _is_about(error, path.parent):
+            raise _explain(error, path) from error
+        raise
+
+
+def _is_about(error: OSError, folder: Path) -> bool:
+    """Whether an error names a file in ``folder``, or a folder above; or none, as full disks do."""
+    if error.filename is None or isinstance(error.filename, int):
+        return True
+    named = Path(os.fsdecode(error.filename))
+    return named.is_relative_to(folder) or folder.is_relative_to(named)
+
+
+def _check_link(path: Path) -> None:
+    """Refuse to replace a folder that is only linked to: what it stands for may be elsewhere."""
+    if path.is_dir():
+        raise UserError(
+            f"{path} is a symbolic link to a folder, which would be replaced: remove the link, or "
+            "give the folder itself"
+        )
+
+
+@contextmanager
 def atomic_open(path: Pathlike, mode: str = "w") -> Iterator[IO[Any]]:
     """Open a temporary file beside ``path`` that takes its name only when all went well.
 
     Args:
-        path: Final name; parent folders are made.
+        path: Final name; parent folders are made. A symbolic link is replaced, never followed.
         mode: ``"w"`` (UTF-8 text, ``\\n`` line ends) or ``"wb"``.
 
     Raises:
-        UserError: The disk is full. The old file, if any, is untouched.
+        UserError: The disk is full or refuses the file. The old one, if any, is untouched.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     text = {} if "b" in mode else {"encoding": "utf-8", "newline": "\n"}
-    descriptor, name = tempfile.mkstemp(prefix=_prefix(path), suffix=".tmp", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, mode, **text) as handle:
-            yield handle
-            handle.flush()
-            os.fsync(handle.fileno())
-        os.chmod(name, 0o666 & ~_umask())
-        os.replace(name, path)
-        _fsync_directory(path.parent)
-    except BaseException as error:
-        Path(name).unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise _explain(error, path) from error
-        raise
+    with _beside(path) as prefix:
+        descriptor, name = tempfile.mkstemp(prefix=prefix, suffix=".tmp", dir=path.parent)
+        try:
+            with os.fdopen(descriptor, mode, **text) as handle:
+                yield handle
+                handle.flush()
+                os.fsync(handle.fileno())
+            os.chmod(name, 0o666 & ~_umask())
+            os.replace(name, path)
+            _fsync_directory(path.parent)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
 
 
 def _umask() -> int:
@@ -109,42 +159,43 @@ def _umask() -> int:
 
 @contextmanager
 def atomic_dir(path: Pathlike) -> Iterator[Path]:
-    """Fill a temporary folder that replaces ``path`` only when all went well."""
+    """Fill a temporary folder that replaces ``path`` only when all went well.
+
+    Raises:
+        UserError: The disk is full or refuses the folder, or ``path`` is a link to a folder. An
+            old folder is untouched.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=_prefix(path), suffix=".tmp", dir=path.parent))
-    try:
-        yield temporary
-        os.chmod(temporary, 0o777 & ~_umask())
-        if path.exists():
-            shutil.rmtree(path)
-        os.replace(temporary, path)
-        _fsync_directory(path.parent)
-    except BaseException as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        if isinstance(error, OSError):
-            raise _explain(error, path) from error
-        raise
+    with _beside(path) as prefix:
+        temporary = Path(tempfile.mkdtemp(prefix=prefix, suffix=".tmp", dir=path.parent))
+        try:
+            yield temporary
+            os.chmod(temporary, 0o777 & ~_umask())
+            if path.exists():
+                shutil.rmtree(path)
+            os.replace(temporary, path)
+            _fsync_directory(path.parent)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
 
 
 @contextmanager
 def atomic_path(path: Pathlike) -> Iterator[Path]:
     """As `atomic_open`, for libraries that open a file by name: yield the name to write to."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=_prefix(path), suffix=".tmp", dir=path.parent))
-    try:
-        temporary = folder / path.name
-        yield temporary
-        with open(temporary, "rb") as handle:
-            os.fsync(handle.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-        _fsync_directory(path.parent)
-    except OSError as error:
-        raise _explain(error, path) from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with _beside(path) as prefix:
+        folder = Path(tempfile.mkdtemp(prefix=prefix, suffix=".tmp", dir=path.parent))
+        try:
+            temporary = folder / path.name
+            yield temporary
+            with open(temporary, "rb") as handle:
+                os.fsync(handle.fileno())
+            os.chmod(temporary, 0o666 & ~_umask())
+            os.replace(temporary, path)
+            _fsync_directory(path.parent)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def write_text(path: Pathlike, text: str) -> None:
@@ -158,19 +209,72 @@ def write_json(path: Pathlike, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
-def read_json(path: Pathlike) -> Any:
-    """Read JSON.
+def read_bytes(path: Pathlike) -> bytes:
+    """Everything in a file.
 
     Raises:
-        UserError: The file is missing or is not JSON.
+        UserError: It is missing, no file, or must not be read.
     """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return Path(path).read_bytes()
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        raise UserError(f"{path} cannot be read ({_reason(error)})") from error
+
+
+def _reason(error: Exception) -> str:
+    return (isinstance(error, OSError) and error.strerror) or str(error)
+
+
+def read_text(path: Pathlike) -> str:
+    """A file of UTF-8, with ``\\n`` between its lines.
+
+    Raises:
+        UserError: As `read_bytes`, or another encoding.
+    """
+    try:
+        text = read_bytes(path).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 ({error.reason}): convert it") from error
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def read_json(path: Pathlike) -> dict[str, Any]:
+    """Read a JSON object, which is what this package writes.
+
+    Raises:
+        UserError: The file is missing, is not JSON, or holds something else than an object.
+    """
+    text = read_text(path)
+    try:
+        value = json.loads(text)
+    except RecursionError:
+        raise UserError(f"{path} is not valid JSON: it is nested too deeply") from None
+    except ValueError as error:  # also for numbers of 5,000 digits
         raise UserError(
             f"{path} is not valid JSON ({error}): delete it and run its stage"
+        ) from error
+    if not isinstance(value, dict):
+        raise UserError(
+            f"{path} must hold a JSON object, found {type(value).__name__}: make it again"
+        )
+    return value
+
+
+@contextmanager
+def taken_apart(path: Pathlike, made_by: str) -> Iterator[None]:
+    """Around code that takes what a JSON file holds apart: what it lacks is told with its name.
+
+    Raises:
+        UserError: An entry is missing, or is of another type than is expected.
+    """
+    try:
+        yield
+    except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
+        what = f"no entry {error}" if isinstance(error, KeyError) else str(error)
+        raise UserError(
+            f"{path} does not hold what {made_by} writes ({what}): make it again"
         ) from error
 
 

@@ -16,13 +16,15 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from espnet_adaltm.errors import UserError
+from espnet_adaltm.stopping import CONTINUE, WARNING, hearing, warn
 
 TAIL_LINES = 30
+LONGEST_LINE = 2000
 KILL_AFTER_SECONDS = 5.0
 _ARRAY = re.compile(r"^([A-Za-z_]\w*)=(\d+)(?::(\d+))?$")
 _ENDED = re.compile(r"^# Ended \(code (\d+)\)", re.MULTILINE)
@@ -97,19 +99,34 @@ def parse(argv: Sequence[str]) -> Job:
     return Job(command, log, options, array, first, last)
 
 
+def log_end(log: Path, most: int = 65_536) -> str:
+    """The end of a log, whatever its size: at most so many bytes, in whole lines if there are any.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    with open(log, "rb") as handle:
+        start = max(0, handle.seek(0, os.SEEK_END) - most)
+        handle.seek(start)
+        end = handle.read(most)
+    if start > 0:
+        end = end[end.find(b"\n") + 1 :] or end
+    return end.decode("utf-8", errors="replace")
+
+
 def log_tail(log: Path, lines: int = TAIL_LINES) -> str:
-    """Last lines of a log; says so when there is none."""
+    """Last lines of a log, the end of each if it is long; says so when there is none."""
     try:
-        text = log.read_text(encoding="utf-8", errors="replace")
+        text = log_end(log)
     except OSError as error:
         return f"(no log: {error})"
-    return "\n".join(text.splitlines()[-lines:])
+    return "\n".join(line[-LONGEST_LINE:] for line in text.splitlines()[-lines:])
 
 
 def code_in_log(log: Path) -> int | None:
     """Exit status that the last line of a log tells; None when the job did not get there."""
     try:
-        ends = _ENDED.findall(log.read_text(encoding="utf-8", errors="replace"))
+        ends = _ENDED.findall(log_end(log))
     except OSError:
         return None
     return int(ends[-1]) if ends else None
@@ -132,6 +149,12 @@ def failure(job: Job, codes: Mapping[int, int]) -> str:
     what = f"{len(failed)} of {len(job.indices())} jobs" if job.array else "the job"
     tail = "\n".join(f"  {line}" for line in log_tail(log).splitlines())
     return f"{what} failed: {log} ends with\n{tail}"
+
+
+def outcome(codes: Mapping[int, int]) -> int:
+    """Exit status of a job command: `CONTINUE` if some jobs want to go on and none failed."""
+    ended = set(codes.values()) - {0}
+    return 0 if not ended else CONTINUE if ended == {CONTINUE} else 1
 
 
 # --------------------------------------------------------------------------------- children
@@ -203,8 +226,14 @@ def stop_on_signals(stop: Callable[[], None]) -> Iterator[None]:
 
 
 # --------------------------------------------------------------------------------- here
-def run_local(job: Job) -> str:
-    """Run all jobs on this machine, at most ``--max_jobs_run`` at a time; returns `failure`."""
+def run_local(job: Job) -> dict[int, int]:
+    """Run all jobs on this machine, at most ``--max_jobs_run`` at a time.
+
+    A warning that time runs out is passed on to those that hear it.
+
+    Returns:
+        Exit status of each.
+    """
     at_once = int(job.options.get("max_jobs_run", len(job.indices())))
     running: set[subprocess.Popen] = set()
 
@@ -215,24 +244,30 @@ def run_local(job: Job) -> str:
         for process in list(running):
             kill_group(process)
 
+    def pass_on(_number: int) -> None:
+        for process in list(running):
+            warn(process.pid)
+
     def one(index: int) -> int:
         return 1 if stopped else _execute(job.command_of(index), job.log_of(index), running)
 
     from concurrent.futures import ThreadPoolExecutor
 
     die_with_parent()
-    with stop_on_signals(stop), ThreadPoolExecutor(max(1, at_once)) as pool:
-        codes = dict(zip(job.indices(), pool.map(one, job.indices())))
-    return failure(job, codes)
+    pool = ThreadPoolExecutor(max(1, at_once))
+    with stop_on_signals(stop), hearing(WARNING, also=pass_on), pool:
+        return dict(zip(job.indices(), pool.map(one, job.indices())))
 
 
 def _execute(command: list[str], log: Path, running: set[subprocess.Popen]) -> int:
-    log.parent.mkdir(parents=True, exist_ok=True)
-    start = time.time()
-    with open(log, "wb") as handle:
-        head = f"# {shlex.join(command)}\n# Running on {os.uname().nodename}\n"
-        handle.write(f"{head}# Started at {time.ctime(start)}\n#\n".encode())
-        handle.flush()
+    begun = time.monotonic()
+    head = f"# {shlex.join(command)}\n# Running on {os.uname().nodename}\n"
+    try:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        log.write_bytes(f"{head}# Started at {time.ctime()}\n#\n".encode())
+    except OSError as error:
+        raise UserError(f"cannot write the log {log}: {error.strerror}") from error
+    with open(log, "ab", buffering=0) as handle:
         try:
             process = subprocess.Popen(
                 command,
@@ -240,6 +275,7 @@ def _execute(command: list[str], log: Path, running: set[subprocess.Popen]) -> i
                 stdout=handle,
                 stderr=handle,
                 start_new_session=True,
+                close_fds=False,  # the lock of the item, if there is one, is handed on
             )
         except OSError as error:
             handle.write(f"{command[0]}: {error.strerror}\n".encode())
@@ -250,14 +286,18 @@ def _execute(command: list[str], log: Path, running: set[subprocess.Popen]) -> i
         running.discard(process)
     if code < 0:
         code = 128 - code
-    end = time.time()
-    with open(log, "ab") as handle:
-        footer = f"# Ended (code {code}) at {time.ctime(end)}, elapsed time {end - start:.0f} s\n"
+    # On a disk that is full by now, the job has ended as it has.
+    with suppress(OSError), open(log, "ab") as handle:
+        elapsed = time.monotonic() - begun
+        footer = f"# Ended (code {code}) at {time.ctime()}, elapsed time {elapsed:.0f} s\n"
         handle.write(b"" if _ends_with_newline(log) else b"\n")
         handle.write(footer.encode())
     return code
 
 
 def _ends_with_newline(path: Path) -> bool:
-    content = path.read_bytes()[-1:]
-    return content in (b"", b"\n")
+    with open(path, "rb") as handle:
+        if handle.seek(0, os.SEEK_END) == 0:
+            return True
+        handle.seek(-1, os.SEEK_END)
+        return handle.read(1) == b"\n"

@@ -4,30 +4,33 @@ An `Item` is a command with its inputs and outputs. Its stamp, ``<workdir>/.stam
 holds the command without the options that do not change the result, the content hashes of the
 inputs and the sizes of the outputs. Deleting an output is all it takes to redo an item. Before the
 command starts, the same is written as ``<name>.started.json``: an interrupted item that is started
-again unchanged goes on where it was, one that changed starts over in an empty folder.
+again unchanged goes on where it was, one that changed starts over in an empty folder. Both say
+when that was; no decision depends on a clock.
 
 Only the standard library is imported: a pipeline with nothing to do has to say so at once.
 """
 
-import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
 from espnet_adaltm.errors import UserError
 from espnet_adaltm.files import require, sha256_file, write_json
+from espnet_adaltm.locks import timestamp
 
 FOLDER = ".stamps"
 # Where and how fast something runs is not what it computes.
 IRRELEVANT = frozenset(
     ["ngpu", "num_nodes", "num_workers", "nj", "num_threads", "max_jobs_run", "log_level"]
     + ["log_interval", "multiprocessing_distributed", "use_tensorboard", "use_wandb"]
-    + ["wandb_project", "wandb_name", "wandb_entity", "wandb_id", "save_base"]
+    + ["wandb_project", "wandb_name", "wandb_entity", "wandb_id", "wandb_model_log_interval"]
+    + ["save_base"]
 )
 # More of these means going on, not starting over.
 CONTINUED = frozenset(["max_epoch"])
@@ -64,8 +67,13 @@ class Item:
 
     @property
     def started(self) -> Path:
-        """Written before the command starts."""
+        """Written before the command starts; says whether it failed."""
         return self.workdir / FOLDER / f"{self.name}.started.json"
+
+    @property
+    def lock(self) -> Path:
+        """Held while the command runs, see `espnet_adaltm.locks`."""
+        return self.workdir / FOLDER / f"{self.name}.lock"
 
 
 class Hashes:
@@ -141,6 +149,21 @@ def split_input(word: str) -> tuple[str, str]:
     return path, stage
 
 
+def check_input(path: str, stage: str) -> None:
+    """Refuse an input that cannot be read yet.
+
+    Args:
+        path: The file.
+        stage: That makes it; empty if it is the user's.
+
+    Raises:
+        UserError: It is missing or empty; the message says what to do.
+    """
+    if not stage and not os.path.exists(path):
+        raise UserError(f"{path} does not exist: check the option that names it")
+    require(path, made_by=stage or "what makes it")
+
+
 def describe(item: Item, hashes: Hashes) -> dict[str, Any]:
     """What determines the result of an item, ready to be compared and written as JSON.
 
@@ -152,9 +175,7 @@ def describe(item: Item, hashes: Hashes) -> dict[str, Any]:
     inputs = {}
     for word in item.inputs:
         path, stage = split_input(word)
-        if not stage and not os.path.exists(path):
-            raise UserError(f"{path} does not exist: check the option that names it")
-        require(path, made_by=stage or "what makes it")
+        check_input(path, stage)
         inputs[path] = hashes.entry(path)
         if _is_yaml(path):
             continued += _yaml_continued(path)
@@ -174,7 +195,7 @@ def changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     for path in {**old["inputs"], **new["inputs"]}:
         entries = old["inputs"].get(path), new["inputs"].get(path)
         if entries[0] is None or entries[1] is None:
-            found.append(f"{path} ({'new' if entries[0] is None else 'no longer'} an input)")
+            found.append(f"{path} ({'now' if entries[0] is None else 'no longer'} an input)")
         elif entries[0][2] != entries[1][2]:
             found.append(path)
     return found
@@ -183,15 +204,17 @@ def changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 def read(path: Path) -> dict[str, Any] | None:
     """Read a stamp; None if there is none, or none that can be read."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        stamp = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
+    complete = isinstance(stamp, dict) and stamp.keys() >= {"command", "continued", "inputs"}
+    return stamp if complete else None
 
 
 def damaged_outputs(stamp: dict[str, Any]) -> list[str]:
     """Outputs that are missing or of another size than when they were made."""
     damaged = []
-    for path, size in stamp["outputs"].items():
+    for path, size in stamp.get("outputs", {}).items():
         try:
             if os.stat(path).st_size != size:
                 damaged.append(path)
@@ -200,25 +223,45 @@ def damaged_outputs(stamp: dict[str, Any]) -> list[str]:
     return damaged
 
 
+class Kind(Enum):
+    """What is to be done about an item."""
+
+    DONE = "nothing"
+    FIRST = "begin"
+    INTERRUPTED = "go on"
+    MORE = "go on, with more than was wanted before"
+    CHANGED = "begin again: something that it depends on changed"
+    DAMAGED = "begin again: an output is not what was made"
+    FORCED = "begin again: wanted"
+
+
 @dataclass
 class Verdict:
     """What is to be done about an item.
 
     Attributes:
-        run: Whether its command has to run.
-        clear: Whether its folder is emptied first.
+        kind: In short.
         why: For the user; empty for a first run.
         description: Of the item as it is now.
     """
 
-    run: bool
-    clear: bool
+    kind: Kind
     why: str
     description: dict[str, Any]
 
+    @property
+    def run(self) -> bool:
+        """Whether its command has to run."""
+        return self.kind is not Kind.DONE
+
+    @property
+    def clear(self) -> bool:
+        """Whether its folder is emptied first."""
+        return self.kind in (Kind.CHANGED, Kind.DAMAGED, Kind.FORCED)
+
 
 def judge(item: Item, hashes: Hashes, *, force: bool = False) -> Verdict:
-    """Decide whether an item has to run, and whether from the beginning.
+    """Decide whether an item has to run, and whether from the beginning; writes nothing.
 
     Raises:
         UserError: An input is missing or empty.
@@ -229,24 +272,31 @@ def judge(item: Item, hashes: Hashes, *, force: bool = False) -> Verdict:
     now = describe(item, hashes)
     before = stamp or started
     if force:
-        return Verdict(True, True, "forced", now)
+        return Verdict(Kind.FORCED, "forced", now)
     if before is None:
-        return Verdict(True, False, "", now)
+        return Verdict(Kind.FIRST, "", now)
     different = changes(before, now)
     if different:
-        return Verdict(True, True, f"changed: {', '.join(different)}", now)
+        return Verdict(Kind.CHANGED, f"changed: {', '.join(different)}", now)
     if stamp is None:
-        return Verdict(True, False, "continuing", now)
+        return Verdict(Kind.INTERRUPTED, "continuing", now)
     damaged = damaged_outputs(stamp)
-    if damaged or list(stamp["outputs"]) != [str(path) for path in item.outputs]:
-        why = f"missing or truncated: {', '.join(damaged)}" if damaged else "other outputs wanted"
-        return Verdict(True, bool(damaged), why, now)
+    if damaged:
+        return Verdict(Kind.DAMAGED, f"missing or truncated: {', '.join(damaged)}", now)
+    if list(stamp.get("outputs", {})) != [str(path) for path in item.outputs]:
+        return Verdict(Kind.MORE, "other outputs wanted", now)
     if stamp["continued"] != now["continued"]:
-        return Verdict(True, False, f"continuing with {' '.join(now['continued'])}", now)
-    if stamp["inputs"] != now["inputs"]:
-        # Same contents, new dates: do not hash them again next time.
-        write_json(item.stamp, {**stamp, "inputs": now["inputs"]})
-    return Verdict(False, False, "", now)
+        return Verdict(Kind.MORE, f"continuing with {' '.join(now['continued'])}", now)
+    return Verdict(Kind.DONE, "", now)
+
+
+def refresh(item: Item, verdict: Verdict) -> None:
+    """Note new dates of inputs with the same contents: they need not be hashed again."""
+    stamp = read(item.stamp)
+    if stamp is not None and stamp["inputs"] != verdict.description["inputs"]:
+        # Where that cannot be written, they are hashed again, and nothing else is lost.
+        with suppress(UserError, OSError):
+            write_json(item.stamp, {**stamp, "inputs": verdict.description["inputs"]})
 
 
 def begin(item: Item, verdict: Verdict) -> None:
@@ -254,11 +304,23 @@ def begin(item: Item, verdict: Verdict) -> None:
     if verdict.clear:
         clear(item)
     item.stamp.unlink(missing_ok=True)
-    write_json(item.started, verdict.description)
+    write_json(item.started, {**verdict.description, "begun": timestamp()})
 
 
-def finish(item: Item, verdict: Verdict) -> None:
+def fail(item: Item, why: str) -> None:
+    """Note why an item that has begun did not end well, if that can be noted."""
+    with suppress(UserError, OSError):
+        started = read(item.started) or {}
+        write_json(item.started, {**started, "failed": {"why": why, "at": timestamp()}})
+
+
+def finish(item: Item, verdict: Verdict, seconds: float) -> None:
     """Check the outputs and write the stamp.
+
+    Args:
+        item: Whose command ended well.
+        verdict: With which it was begun.
+        seconds: For which it ran; noted unless it went on with what an earlier run had left.
 
     Raises:
         UserError: An output is missing or empty.
@@ -266,9 +328,11 @@ def finish(item: Item, verdict: Verdict) -> None:
     for path in item.outputs:
         if not path.is_file() or path.stat().st_size == 0:
             state = "empty" if path.exists() else "missing"
-            raise UserError(f"{item.name} ended without an error, but {path} is {state}")
+            raise UserError(f"ended without an error, but {path} is {state}")
     sizes = {str(path): path.stat().st_size for path in item.outputs}
-    write_json(item.stamp, {**verdict.description, "outputs": sizes})
+    partly = verdict.kind in (Kind.INTERRUPTED, Kind.MORE)
+    took = {} if partly else {"seconds": round(seconds, 1)}
+    write_json(item.stamp, {**verdict.description, "outputs": sizes, "done": timestamp(), **took})
     item.started.unlink(missing_ok=True)
 
 
@@ -292,22 +356,3 @@ def clear(item: Item) -> None:
             shutil.rmtree(path)
         else:
             path.unlink()
-
-
-@contextmanager
-def locked(item: Item) -> Iterator[None]:
-    """Keep a second run of the same item out.
-
-    Raises:
-        UserError: One is under way.
-    """
-    path = item.stamp.with_suffix(".lock")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w", encoding="utf-8") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(
-                f"{item.name} in {item.workdir} is in the making by another run: wait or stop it"
-            ) from error
-        yield

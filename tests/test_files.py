@@ -200,7 +200,12 @@ def test_json_keeps_order_and_characters(tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(None, "does not exist"), (b'{"a": ', "not valid JSON"), (b'"\xe9"', "not valid JSON")],
+    [
+        (None, "does not exist"),
+        (b'{"a": ', "not valid JSON"),
+        (b'"\xe9"', "is not UTF-8"),
+        (b"[1]", "found list"),
+    ],
 )
 def test_unreadable_json_names_the_file(tmp_path, content, message):
     path = tmp_path / "x.json"

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import termios
 import time
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -85,6 +86,25 @@ def test_several_commands_share_the_line(tmp_path):
                 assert line.text() == expected
         with line.watch("8/12 merge", "m1", tmp_path / "none"):
             assert line.text() == "[8/12 merge] 5 of 18 done | 0:00"
+
+
+def test_a_log_of_a_gigabyte_is_not_loaded(tmp_path):
+    log = tmp_path / "log"
+    with open(log, "wb") as handle:
+        handle.truncate(1 << 30)  # a hole, which takes no space
+        handle.seek(0, os.SEEK_END)
+        handle.write(f"\n{THIRD}\n".encode())
+    follower = Follower(log)
+    tracemalloc.start()
+    try:
+        assert follower.poll().position == "3/10 epoch"
+        with open(log, "ab") as handle:
+            handle.truncate(2 << 30)
+            handle.write(f"\n{BATCH}\n".encode())
+        assert follower.poll().batch == "25 batch"
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    finally:
+        tracemalloc.stop()
 
 
 def test_nothing_is_written_without_a_terminal(tmp_path, monkeypatch):

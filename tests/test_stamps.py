@@ -1,19 +1,23 @@
 """Items: what runs, what is skipped, what starts over and what goes on."""
 
+import errno
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from espnet_adaltm.bin import run_item
 from espnet_adaltm.errors import UserError
-from espnet_adaltm.stamps import Hashes, Item, clear, locked, split_options
+from espnet_adaltm.locks import locked, myself
+from espnet_adaltm.stamps import Hashes, Item, clear, split_options
 
+ROOT = Path(__file__).parents[1]
 COUNT = "import sys; open(sys.argv[1], 'a').write('x')"
 
 
@@ -184,17 +188,166 @@ def test_working_directory_is_never_emptied():
     assert Path("in.txt").exists()
 
 
-def test_second_run_is_kept_out():
-    item = Item("n", Path("w"), ["true"])
-    with locked(item), pytest.raises(UserError, match="another run"), locked(item):
-        pass
-
-
-def test_unreadable_stamp_means_run_again():
+@pytest.mark.parametrize("text", ["{", "", "[]", '{"command": []}'])
+def test_unreadable_stamp_means_run_again(text):
     run()
-    Path("w/.stamps/n.json").write_text("{")
+    Path("w/.stamps/n.json").write_text(text)
     run()
     assert runs() == 2
+
+
+def test_time_and_failure_are_noted():
+    run()
+    stamp = json.loads(Path("w/.stamps/n.json").read_text())
+    assert datetime.now().astimezone() - datetime.fromisoformat(stamp["done"]) < timedelta(
+        minutes=5
+    )
+    assert 0 <= stamp["seconds"] < 60
+    words = ["--name", "f", "--workdir", "w", "--shared", "true", "--outputs", "w/f"]
+    assert run_item.main([*words, "--", "bash", "-c", "[ -e go ] && echo x >w/f"]) == 1
+    started = json.loads(Path("w/.stamps/f.started.json").read_text())
+    assert started["failed"]["why"] == "failed with status 1"
+    Path("go").touch()
+    assert run_item.main([*words, "--", "bash", "-c", "[ -e go ] && echo x >w/f"]) == 0
+    # It went on: how long all of it took is not known.
+    assert "seconds" not in json.loads(Path("w/.stamps/f.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("code", "told"),
+    [
+        ("import sys; sys.exit(4)", "failed with status 4"),
+        ("import os; os.kill(os.getpid(), 9)", "status 137 (SIGKILL: often for want of memory)"),
+        ("import os; os.kill(os.getpid(), 11)", "failed with status 139 (SIGSEGV)"),
+        ("import os; os.kill(os.getpid(), 15)", "was stopped with status 143 (SIGTERM)"),
+    ],
+)
+@pytest.mark.parametrize("job", [(), ("--job", f"{ROOT}/egs/TEMPLATE/adaltm1/utils/run.pl")])
+def test_how_a_command_ended_is_told(code, told, job, capfd, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    words = ["--name", "n", "--workdir", "w", "--outputs", "w/out", *job, "--log", "w/n.log"]
+    assert run_item.main([*words, "--", sys.executable, "-c", code]) == 1
+    assert told in capfd.readouterr().err
+    failed = "failed" in json.loads(Path("w/.stamps/n.started.json").read_text())
+    assert failed == told.startswith(("failed", "status"))
+
+
+def test_an_item_that_is_being_made_is_not_made_twice(capsys):
+    item = Item("n", Path("w"), ["true"])
+    with locked(item.lock, myself("./run.sh --size ci"), "x"):
+        assert run() == 1
+    error = capsys.readouterr().err
+    assert f"w: n is in the making by another run: process {os.getpid()} on " in error
+    assert "(./run.sh --size ci)" in error
+    assert not Path("w/out").exists()
+    assert run() == 0
+
+
+def test_what_another_run_made_meanwhile_is_not_made_again(monkeypatch, capsys):
+    judge = run_item.judge
+    seen = []
+
+    def slow(*arguments, **options):
+        verdict = judge(*arguments, **options)
+        if not seen:
+            seen.append(verdict)
+            assert run() == 0  # another run, between the look and the lock
+        return verdict
+
+    monkeypatch.setattr(run_item, "judge", slow)
+    assert run() == 0
+    assert runs() == 1
+    assert "skip, done before" in capsys.readouterr().out
+
+
+# ------------------------------------------------------------------- disks and clocks
+def leftovers() -> list[Path]:
+    return [path for path in Path("w").rglob("*") if path.name.endswith(".tmp")]
+
+
+def test_full_disk_before_the_command(full_disk, capsys):
+    with full_disk(100):
+        assert run() == 1
+    assert "no space left on the disk" in capsys.readouterr().err
+    assert not Path("w/out").exists()
+    assert leftovers() == []
+    assert run() == 0
+
+
+def test_full_disk_after_the_command(full_disk, capsys):
+    """The command ended well, but that could not be noted: it runs again, and goes on."""
+    run()
+    room = Path("w/.stamps/n.json").stat().st_size - 20
+    Path("w/.stamps/n.json").unlink()
+    Path("w/out").unlink()
+    with full_disk(room):
+        assert run() == 1
+    error = capsys.readouterr().err
+    assert error.count("error: ") == 1
+    assert "no space left on the disk" in error
+    assert Path("w/out").exists()
+    assert not Path("w/.stamps/n.json").exists()
+    assert leftovers() == []
+    assert run() == 0
+    assert runs() == 2
+
+
+LIMITED = """
+import resource, sys
+from espnet_adaltm.bin import run_item
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]),) * 2)
+sys.exit(run_item.main(sys.argv[2:]))
+"""
+
+
+@pytest.mark.parametrize("room", [0, 200, 3000])
+def test_files_that_cannot_grow(room):
+    """The system itself refuses to write: the lock, the first stamp, or what the command makes."""
+    code = "with open('w/out', 'w') as out: out.write(5000 * 'x')"
+    words = ["--name", "n", "--workdir", "w", "--inputs", "in.txt@stage 1", "--outputs", "w/out"]
+    command = [*words, "--", sys.executable, "-c", code]
+    limited = subprocess.run(
+        [sys.executable, "-c", LIMITED, str(room), *command],
+        capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert limited.returncode == 1
+    errors = [line for line in limited.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert "status 1" in errors[0] if room == 3000 else "File too large" in errors[0]
+    assert not Path("w/.stamps/n.json").exists()
+    assert leftovers() == []
+    assert run_item.main(command) == 0
+    assert Path("w/out").stat().st_size == 5000
+
+
+def test_a_disk_that_only_reads_is_one_clear_error(monkeypatch, capsys):
+    def refuse(self, *_, **__):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(self))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "mkdir", refuse)
+        assert run() == 1
+    error = capsys.readouterr().err
+    assert error == (
+        "error: w: n: w/.stamps: Read-only file system: "
+        "choose folders that can be written (--expdir, --dumpdir, --datadir)\n"
+    )
+
+
+@pytest.mark.parametrize("years", [-30, 30])
+def test_no_decision_depends_on_a_clock(years):
+    run()
+    shifted = time.time() + years * 365 * 86400
+    for path in ("in.txt", "w/out", "w/.stamps/n.json", "w"):
+        os.utime(path, (shifted, shifted))
+    run()
+    assert runs() == 1
+    Path("in.txt").write_text("two")
+    os.utime("in.txt", (shifted - 1, shifted - 1))  # older than what was made from it
+    Path("w/out").write_text("kept unless the item starts over")
+    run()
+    assert Path("w/out").read_text() == "x"
 
 
 @pytest.mark.parametrize(
@@ -259,7 +412,7 @@ def test_batch_stops_after_a_failure(capsys):
     assert run_item.main(["--batch", path]) == 1
     assert Path("a/out").exists()
     assert not Path("c/out").exists()
-    assert "b: b failed with status 4" in capsys.readouterr().err
+    assert "b: b: failed with status 4" in capsys.readouterr().err
 
 
 def test_batch_in_parallel():
@@ -311,7 +464,7 @@ def test_what_waits_for_a_failure_does_not_start(capsys):
         chain_words("c", ("b",), "pass"),
     )
     assert run_item.main(["--batch", path, "--jobs", "2"]) == 1
-    assert "a: a failed with status 4" in capsys.readouterr().err
+    assert "a: a: failed with status 4" in capsys.readouterr().err
     assert Path("log").read_text().split() == ["+a"]
 
 

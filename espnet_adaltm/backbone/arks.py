@@ -10,7 +10,7 @@ import numpy as np
 
 from espnet_adaltm.errors import UserError
 from espnet_adaltm.files import Pathlike, require
-from espnet_adaltm.kaldi import read_scp, write_scp
+from espnet_adaltm.kaldi import read_scp, safe_kaldiio, write_scp
 
 SAMPLE_RATE = 16000
 
@@ -38,16 +38,14 @@ class Waveforms:
         Raises:
             UserError: Unreadable, empty, not mono, or not 16 kHz.
         """
-        import kaldiio
-
         where = f"{self.path}: utterance {utt!r}"
         try:
-            rate, samples = kaldiio.load_mat(self.entries[utt])
-        except (OSError, ValueError, TypeError, RuntimeError) as error:
+            rate, samples = safe_kaldiio().load_mat(self.entries[utt])
+        except Exception as error:  # kaldiio raises whatever the damage leads to
             raise UserError(
                 f"{where}: cannot read {self.entries[utt]} ({error}): run the stage 'audio' again"
             ) from error
-        if rate != SAMPLE_RATE or samples.ndim != 1 or not len(samples):
+        if np.ndim(rate) or rate != SAMPLE_RATE or samples.ndim != 1 or not len(samples):
             raise UserError(
                 f"{where}: found {rate} Hz, shape {samples.shape}; expected {SAMPLE_RATE} Hz, mono "
                 "and not empty: run the stage 'audio' again"
@@ -89,8 +87,6 @@ class ArkWriter:
 
     def write(self, utt: str, array: np.ndarray) -> None:
         """Append one array."""
-        import kaldiio
-
         offset = self._ark.tell() + len(f"{utt} ".encode())
-        kaldiio.save_ark(self._ark, {utt: array}, write_function="numpy")
+        safe_kaldiio().save_ark(self._ark, {utt: array}, write_function="numpy")
         self._entries[utt] = f"{self._target}:{offset}"

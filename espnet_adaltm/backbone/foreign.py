@@ -21,7 +21,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from espnet_adaltm.backbone.loading import download, effective_position_weight, read_weights
+from espnet_adaltm.backbone.loading import (
+    check_tensors,
+    download,
+    effective_position_weight,
+    read_weights,
+)
 from espnet_adaltm.errors import UserError
 from espnet_adaltm.files import Pathlike, read_json
 
@@ -116,9 +121,10 @@ def _read_state(folder: Path) -> dict[str, Tensor]:
     state: dict[str, Tensor] = {}
     for name, prefix in _PARTS.items():
         try:
-            part = torch.load(folder / name, map_location="cpu", weights_only=True)
+            loaded = torch.load(folder / name, map_location="cpu", weights_only=True)
         except Exception as error:  # pickle and zip errors of every kind
             raise UserError(f"{folder / name} cannot be read ({error}): fetch it again") from error
+        part = check_tensors(loaded, folder / name)
         state |= {f"{prefix}{key}": tensor for key, tensor in part.items()}
     return state
 

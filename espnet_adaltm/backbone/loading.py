@@ -43,6 +43,13 @@ _LEGACY = {
 }
 _ENCODER_PARTS = ("masked_spec_embed", "feature_extractor.", "feature_projection.", "encoder.")
 WEIGHTS = "model.safetensors"
+_MOST = {
+    "num_hidden_layers": 1000,
+    "hidden_size": 100_000,
+    "conv_dim": 100_000,
+    "conv_kernel": 100_000,
+    "conv_stride": 100_000,
+}
 # what torch.load raises on damaged files, and on pickles that would run code
 _UNREADABLE = (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError)
 
@@ -67,7 +74,7 @@ def load_encoder(source: Pathlike) -> SpeechEncoder:
     name = str(source)
     if path.suffix in (".pt", ".safetensors") or name.startswith((".", "/", "~")):
         raise UserError(f"{name} does not exist: give a folder, a .pt file or a Hub id")
-    if name.count("/") > 1 or not name:
+    if name.count("/") != 1:
         raise UserError(f"{name!r} is neither an existing path nor a Hub id (user/model)")
     return _from_folder(download(name))
 
@@ -91,7 +98,8 @@ def _from_unilm(path: Path) -> SpeechEncoder:
     if not isinstance(checkpoint, dict) or not {"cfg", "model"} <= checkpoint.keys():
         raise UserError(f"{path} is no UniLM checkpoint: expected the entries 'cfg' and 'model'")
     config = config_of_unilm(checkpoint["cfg"], where=str(path))
-    state, ignored = convert_unilm(checkpoint["model"], config)
+    _check_sizes(config, str(path))
+    state, ignored = convert_unilm(check_tensors(checkpoint["model"], path), config)
     _report(ignored, str(path))
     normalize = bool(checkpoint["cfg"].get("normalize", False))
     return _assemble(config, state, do_normalize=normalize, where=str(path))
@@ -100,8 +108,13 @@ def _from_unilm(path: Path) -> SpeechEncoder:
 def _assemble(
     config: "PretrainedConfig", state: Mapping[str, Tensor], *, do_normalize: bool, where: str
 ) -> SpeechEncoder:
-    with torch.device("meta"):  # the random initialisation of a large model takes seconds
-        encoder = SpeechEncoder(build_body(config), do_normalize=do_normalize)
+    try:
+        with torch.device("meta"):  # the random initialisation of a large model takes seconds
+            encoder = SpeechEncoder(build_body(config), do_normalize=do_normalize)
+    except Exception as error:  # sizes that do not fit each other fail anywhere in transformers
+        raise UserError(
+            f"{where}: no encoder can be built as its configuration says ({_first_line(error)})"
+        ) from error
     state = {name: tensor.float() for name, tensor in effective_position_weight(state).items()}
     expected = encoder.encoder_state()
     if "masked_spec_embed" in expected and "masked_spec_embed" not in state:
@@ -165,16 +178,41 @@ def _read_config(folder: Path) -> "PretrainedConfig":
     if not path.exists():
         raise UserError(f"{path} is missing: {folder} holds no Hugging Face model")
     model_type = read_json(path).get("model_type")
-    if model_type not in MODELS:
+    if model_type not in [*MODELS]:
         raise UserError(
             f"{path}: model_type {model_type!r} is not supported: use one of {', '.join(MODELS)}"
         )
     from transformers import AutoConfig
 
     try:
-        return AutoConfig.from_pretrained(folder)
-    except (ValueError, TypeError, OSError) as error:
-        raise UserError(f"{path} is not a valid configuration: {error}") from error
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # transformers checks types with exceptions of its own
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path} is not a valid configuration: {reason}") from error
+    _check_sizes(config, str(path))
+    return config
+
+
+def _check_sizes(config: "PretrainedConfig", where: str) -> None:
+    """Refuse what no encoder has, and what would be built without end, before it is built."""
+    for name, most in _MOST.items():
+        value = getattr(config, name)
+        sizes = value if isinstance(value, list | tuple) else [value]
+        if not sizes or not all(type(size) is int and 0 < size <= most for size in sizes):
+            raise UserError(f"{where}: {name} is {value!r}, expected 1 to {most}")
+
+
+def check_tensors(value: object, path: Path) -> dict[str, Tensor]:
+    """What a checkpoint holds, if that is tensors by name.
+
+    Raises:
+        UserError: It is something else.
+    """
+    if not isinstance(value, Mapping) or not all(
+        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in value.items()
+    ):
+        raise UserError(f"{path} holds something else than tensors by name: it is no model")
+    return dict(value)
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
@@ -188,16 +226,26 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
         return _read_safetensors(folder / WEIGHTS)
     if index.exists():
         state: dict[str, Tensor] = {}
-        for part in sorted(set(read_json(index)["weight_map"].values())):
-            state.update(_read_safetensors(folder / part))
+        for part in _parts(index):
+            state.update(_read_safetensors(part))
         return state
     path = folder / "pytorch_model.bin"
     if not path.exists():
         raise UserError(f"{folder} has neither {WEIGHTS} nor {path.name}: where are the weights?")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
     except _UNREADABLE as error:
         raise UserError(f"{path} is damaged ({_first_line(error)}): fetch it again") from error
+    return check_tensors(state, path)
+
+
+def _parts(index: Path) -> list[Path]:
+    """The files that an index of shards names, all of which lie beside it."""
+    table = read_json(index).get("weight_map")
+    names = set(table.values()) if isinstance(table, dict) else set()
+    if not names or not all(isinstance(n, str) and Path(n).name == n for n in names):
+        raise UserError(f"{index} has no `weight_map` of files beside it: fetch it again")
+    return [index.parent / name for name in sorted(names)]
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:

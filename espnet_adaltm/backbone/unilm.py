@@ -16,7 +16,7 @@ from espnet_adaltm.errors import UserError
 if TYPE_CHECKING:
     from transformers import WavLMConfig
 
-_CONV_TERM = re.compile(r"\[(?P<tuples>[\d,()\s]*)\]\s*(?:\*\s*(?P<times>\d+))?")
+_CONV_TERM = re.compile(r"\[(?P<tuples>[\d,()\s]*)\]\s*(?:\*\s*(?P<times>\d{1,2}))?")
 _TUPLE = re.compile(r"\(\s*(\d+)\s*,\s*(\d+)\s*,\s*(\d+)\s*\)")
 _CFG = {
     "num_hidden_layers": ("encoder_layers", 12),
@@ -66,6 +66,8 @@ def parse_conv_layers(text: str, where: str) -> list[tuple[int, int, int]]:
     Raises:
         UserError: Anything but sums of repeated lists of such tuples.
     """
+    if not isinstance(text, str):
+        raise UserError(f"{where}: conv_feature_layers {text!r} is no text")
     layers: list[tuple[int, int, int]] = []
     for term in text.split("+"):
         match = _CONV_TERM.fullmatch(term.strip())

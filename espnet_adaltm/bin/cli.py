@@ -4,19 +4,34 @@ import argparse
 import logging
 import sys
 from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 from espnet_adaltm.errors import UserError
+from espnet_adaltm.text import printable
+
+WRONG_OPTIONS = 2
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
     """Show every default, and keep the line breaks of the description."""
 
 
+class _Parser(argparse.ArgumentParser):
+    """Tells a mistake in one line; argparse's own puts dozens of options before it."""
+
+    def error(self, message: str) -> NoReturn:
+        tell(f"{message} (--help lists the options)")
+        sys.exit(WRONG_OPTIONS)
+
+
 def parser(description: str) -> argparse.ArgumentParser:
     """Make an argument parser whose ``--help`` shows every default."""
-    return argparse.ArgumentParser(
-        description=description, formatter_class=_HelpFormatter, allow_abbrev=False
-    )
+    return _Parser(description=description, formatter_class=_HelpFormatter, allow_abbrev=False)
+
+
+def tell(error: object) -> None:
+    """Print ``error: ...`` to standard error, with nothing in it that a terminal would act on."""
+    print(f"error: {printable(str(error))}", file=sys.stderr)
 
 
 def run(
@@ -26,7 +41,8 @@ def run(
 ) -> None:
     """Parse, log to standard error, and turn a `UserError` into one line and exit status 1.
 
-    Programs with an option ``--verbose`` only log warnings without it.
+    So is what the file system refuses (no such file, no permission, a full disk), which always
+    names its file. Programs with an option ``--verbose`` only log warnings without it.
     """
     args = arguments.parse_args(argv)
     logging.basicConfig(
@@ -38,5 +54,10 @@ def run(
     try:
         work(args)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        tell(error)
+        sys.exit(1)
+    except OSError as error:
+        if not error.filename or not error.strerror:
+            raise
+        tell(f"{error.filename}: {error.strerror}")
         sys.exit(1)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from espnet_adaltm.bin import cli
 from espnet_adaltm.data.labels import load_labels
-from espnet_adaltm.files import read_json, require, write_text
+from espnet_adaltm.files import read_json, require, taken_apart, write_text
 from espnet_adaltm.scoring.published import compare
 
 EXAMPLE = """
@@ -37,7 +37,9 @@ def work(args: argparse.Namespace) -> None:
     ood = None
     if args.ood_results is not None:
         ood = read_json(require(args.ood_results, "the run with --ood_asr_expert"))
-    write_text(args.out, compare(result, policy, ood))
+    with taken_apart(args.results, "stage `score`"):
+        text = compare(result, policy, ood)
+    write_text(args.out, text)
     print(f"ours and published: {args.out}")
 
 

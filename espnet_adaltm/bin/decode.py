@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -22,6 +23,9 @@ example:
       --labels data/labels.json --asr_expert exp/asr_expert_x \\
       --out exp/merge_adaltm_seed1/decode/test
 """
+
+
+_DEVICE = re.compile(r"auto|cpu|cuda(:[0-9]{1,3})?")
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -140,6 +144,8 @@ def choose_device(wanted: str, available: bool) -> str:
     """
     if wanted == "auto":
         return "cuda" if available else "cpu"
+    if not _DEVICE.fullmatch(wanted):
+        raise UserError(f"--device {wanted} is none of auto, cpu, cuda, cuda:1 ...")
     if wanted.startswith("cuda") and not available:
         raise UserError(f"--device {wanted}: no GPU is usable here: use --device cpu")
     return wanted

@@ -14,6 +14,7 @@ import torch
 from espnet_adaltm.backbone.features import extract_features
 from espnet_adaltm.backbone.loading import load_encoder
 from espnet_adaltm.bin import cli
+from espnet_adaltm.bin.decode import choose_device
 from espnet_adaltm.errors import UserError
 
 
@@ -24,7 +25,7 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--dump", type=Path, required=True, help="dump/<set>")
     parser.add_argument("--out", type=Path, help="folder to write (default: <base>/feats/<set>)")
     parser.add_argument("--batch_seconds", type=float, default=60.0, help="audio in one batch")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--device", default="cpu", help="auto, cpu, cuda, cuda:1 ...")
     return parser
 
 
@@ -32,9 +33,8 @@ def extract(args: argparse.Namespace) -> None:
     """Extract one set."""
     if args.batch_seconds <= 0:
         raise UserError(f"--batch_seconds {args.batch_seconds:g} must be positive")
-    if args.device.startswith("cuda") and not torch.cuda.is_available():
-        raise UserError("--device cuda: no GPU is visible; use --device cpu")
-    encoder = load_encoder(args.base).to(args.device)
+    device = choose_device(args.device, torch.cuda.is_available())
+    encoder = load_encoder(args.base).to(device)
     out = args.out or args.base / "feats" / args.dump.name
     count = extract_features(encoder, args.dump, out, args.batch_seconds)
     print(f"{out}: {count} utterances")

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from espnet_adaltm.bin import cli
+from espnet_adaltm.bin.decode import choose_device
 from espnet_adaltm.errors import UserError
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--feats_type", choices=("raw", "extracted"), default="raw")
     parser.add_argument("--feats_dir", type=Path, help="default: BASE/feats; has a folder per set")
     parser.add_argument("--batch_seconds", type=float, default=60.0, help="audio in one batch")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--device", default="cpu", help="auto, cpu, cuda, cuda:1 ...")
     return parser
 
 
@@ -70,9 +71,8 @@ def extract(args: argparse.Namespace) -> None:
     from espnet_adaltm.backbone.loading import load_encoder, read_base_info
     from espnet_adaltm.decoding import batch
 
-    if args.device.startswith("cuda") and not torch.cuda.is_available():
-        raise UserError("--device cuda: no GPU is visible; use --device cpu")
-    encoder = load_encoder(args.base).to(args.device)
+    device = choose_device(args.device, torch.cuda.is_available())
+    encoder = load_encoder(args.base).to(device)
     if args.feats_type == "raw":
         inputs = batch.raw_inputs(args.dump)
         inputs = dataclasses.replace(inputs, load=located(args.dump).__getitem__)

@@ -25,6 +25,16 @@ def get_parser() -> argparse.ArgumentParser:
         "--silent", choices=SILENT_CHOICES, default="drop", help="what to do with all-zero audio"
     )
     parser.add_argument(
+        "--max_broken",
+        default="0",
+        metavar="N|P%",
+        help="utterances with broken audio that may be left out, a number or a share such as 1%%; "
+        "with more, nothing is written and all of them are told",
+    )
+    parser.add_argument(
+        "--allow_pipes", action="store_true", help="run entries of wav.scp that are commands"
+    )
+    parser.add_argument(
         "--num_workers",
         type=int,
         default=min(8, len(os.sched_getaffinity(0))),
@@ -43,6 +53,8 @@ def work(args: argparse.Namespace) -> None:
         sample_rate=args.sample_rate,
         num_workers=args.num_workers,
         silent=args.silent,
+        max_broken=args.max_broken,
+        allow_pipes=args.allow_pipes,
     )
     print(f"{args.out}: {len(kept.utterances)} utterances")
 

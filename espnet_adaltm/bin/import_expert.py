@@ -12,6 +12,7 @@ models of transformers with a vocabulary of characters.
 import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from espnet_adaltm.bin import cli
@@ -40,7 +41,7 @@ def work(args: argparse.Namespace) -> None:
     from espnet_adaltm.backbone.foreign import complete_encoder, read_foreign
     from espnet_adaltm.backbone.loading import load_encoder, read_base_info
     from espnet_adaltm.decoding.systems import EXPERT, HEAD, WEIGHTS
-    from espnet_adaltm.files import write_json
+    from espnet_adaltm.files import atomic_open, write_json
 
     base = read_base_info(args.base)["sha256"]
     foreign = read_foreign(args.source)
@@ -54,9 +55,11 @@ def work(args: argparse.Namespace) -> None:
         raise UserError(
             f"{args.source} was not fine-tuned from the base {args.base}: {error}"
         ) from error
-    args.out.mkdir(parents=True, exist_ok=True)
-    described = _ser(args, foreign) if foreign.kind == "ser" else _asr(args, foreign)
-    head = described.pop("tensors")
+    described = _ser(args, foreign) if foreign.kind == "ser" else _asr(foreign)
+    head, files = described.pop("tensors"), described.pop("files", {})
+    for name, content in files.items():
+        with atomic_open(args.out / name, "wb") as handle:
+            handle.write(content)
     _write_tensors(args.out / WEIGHTS, state)
     _write_tensors(args.out / HEAD, head)
     imported = {"source": str(args.source), "layout": foreign.layout, "from_base": taken}
@@ -88,17 +91,19 @@ def _ser(args: argparse.Namespace, foreign: "Foreign") -> dict[str, Any]:
     return {"labels": list(labels), "head": foreign.head_options, "tensors": head}
 
 
-def _asr(args: argparse.Namespace, foreign: "Foreign") -> dict[str, Any]:
+def _asr(foreign: "Foreign") -> dict[str, Any]:
     from espnet_adaltm.backbone.foreign import characters, ctc_head
     from espnet_adaltm.data.tokens import MODEL_FILE, Tokenizer, train_tokens
-    from espnet_adaltm.files import atomic_open
 
     known = characters(foreign.vocabulary)
     written = " ".join(sorted(known.keys() - {" "}))
-    with atomic_open(args.out / MODEL_FILE, "wb") as handle:
-        handle.write(train_tokens([written], "char", lowercase=True))
-    tokens = Tokenizer(args.out / MODEL_FILE).tokens
-    return {"tokens": list(tokens), "tensors": ctc_head(foreign, tokens)}
+    model = train_tokens([written], "char", lowercase=True)
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / MODEL_FILE
+        path.write_bytes(model)
+        tokens = Tokenizer(path).tokens
+    files = {MODEL_FILE: model}
+    return {"tokens": list(tokens), "tensors": ctc_head(foreign, tokens), "files": files}
 
 
 def main(argv: Sequence[str] | None = None) -> None:

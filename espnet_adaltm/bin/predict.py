@@ -24,6 +24,7 @@ from espnet_adaltm.bin import cli
 from espnet_adaltm.errors import UserError
 from espnet_adaltm.files import write_text
 from espnet_adaltm.progress import progress
+from espnet_adaltm.text import spelled
 
 if TYPE_CHECKING:
     from espnet_adaltm.decoding.sources import Clip
@@ -123,7 +124,7 @@ def as_table(rows: Rows) -> str:
         row = [name, f"{said.seconds:.2f}", said.emotion]
         row += [f"{100 * value:.1f}" for value in said.probabilities.values()]
         row += [said.speaker or ""] * some_speaker + [said.text or ""] * some_text
-        table.append(row)
+        table.append([spelled(cell) for cell in row])
     widths = [max(map(len, column)) for column in zip(*table)]
     numbers = {1, *range(3, 3 + len(labels))}
     lines = []
@@ -181,7 +182,7 @@ def work(args: argparse.Namespace) -> None:
     for clip, said in progress(recognizer.stream(clips), "predict", len(clips), "recording"):
         if isinstance(said, UserError):
             failed += 1
-            print(f"error: {said}", file=sys.stderr)
+            cli.tell(said)
         else:
             rows.append((clip.name, said))
     written = {"table": as_table, "json": as_json, "csv": as_csv}[args.format](rows)
@@ -194,7 +195,8 @@ def work(args: argparse.Namespace) -> None:
 
         timeline_plot(args.timeline, rows)
     if failed:
-        print(f"error: {failed} of {len(clips)} recording(s) could not be read", file=sys.stderr)
+        if len(clips) > 1:
+            cli.tell(f"{failed} of {len(clips)} recording(s) could not be read")
         sys.exit(1)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from espnet_adaltm.bin import cli
 from espnet_adaltm.config import check_keys
 from espnet_adaltm.data.datadir import read_data_dir
-from espnet_adaltm.data.labels import collect_labels, save_labels
+from espnet_adaltm.data.labels import check_scheme, collect_labels, save_labels
 from espnet_adaltm.errors import UserError
 from espnet_adaltm.files import read_json
 
@@ -61,9 +61,11 @@ def work(args: argparse.Namespace) -> None:
     if args.scheme:
         scheme = read_json(args.scheme)
         check_keys(scheme, ("labels", "codes", "policy"), args.scheme)
+        if not isinstance(scheme.get("labels", []), list):
+            raise UserError(f"{args.scheme}: `labels` must be a list of emotions")
         names = names or scheme.get("labels")
-        codes = codes or scheme.get("codes", {})
-        policy = policy or scheme.get("policy", "")
+        theirs = check_scheme(scheme, args.scheme)
+        codes, policy = codes or theirs[0], policy or theirs[1]
     labels = collect_labels(
         {name: data.utt2emo for name, data in sets.items()},
         train=args.train or next(iter(sets)),

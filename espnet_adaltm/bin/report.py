@@ -15,7 +15,7 @@ from espnet_adaltm.bin import cli
 from espnet_adaltm.bin.score import add_bootstrap_arguments, bootstrap_options
 from espnet_adaltm.data.labels import load_labels
 from espnet_adaltm.errors import UserError
-from espnet_adaltm.files import read_json, write_json, write_text
+from espnet_adaltm.files import read_json, taken_apart, write_json, write_text
 from espnet_adaltm.scoring import tables
 from espnet_adaltm.scoring.aggregate import aggregate, parse_comparisons, parse_systems
 from espnet_adaltm.scoring.artefacts import coefficients_json, trainings_json
@@ -97,7 +97,8 @@ def get_parser() -> argparse.ArgumentParser:
 
 def _main(args: argparse.Namespace) -> None:
     if args.results is not None:
-        _write_page(args, read_json(args.results), {})
+        with taken_apart(args.results, "stage `score`"):
+            _write_page(args, read_json(args.results), {})
         return
     if not args.dumps or args.labels is None:
         raise UserError("--systems needs --dumps and --labels: what to score against")

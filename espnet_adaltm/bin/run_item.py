@@ -2,7 +2,8 @@
 
     run_item [options] -- COMMAND...      one item
     run_item --batch FILE [--jobs N]      the items of a file, as `utils/stages.sh` writes them
-    run_item --batch FILE --list true     say what would be done
+    run_item --batch FILE --list true     say what would be done, and why
+    run_item --batch FILE --status true   say how far everything is; exit status 3 unless done
 
 With several jobs, an item waits for those before it in the file that make one of its inputs.
 
@@ -19,153 +20,72 @@ options of an item:
                          others, {log} says where it belongs)
   --log FILE             log of the job command
 
+options of a batch, for a run of several stages:
+  --whole FILE           the items of all its stages: what it is going to make is kept from others,
+                         see `espnet_adaltm.locks`; with --run_file, --run_fd and --run_pid
+  --stages "N/M NAME..." a line for each stage, for --list and --status
+  --run_dir DIR          where other runs are looked for, for --status
+
 The environment variable ADALTM_RESUME holds the command that ran the recipe; with the number of
 the stage it is written to ``resume.txt`` in the folder. In a terminal, a line below tells how far
 the running items are.
+
+Warned that its time is up (`espnet_adaltm.stopping`), it starts nothing more, and lets what runs
+save or end. Exit status 75 then says that the same command goes on.
 """
 
+import errno
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from espnet_adaltm.errors import UserError
 from espnet_adaltm.files import write_text
-from espnet_adaltm.jobs import die_with_parent, kill_group, stop_on_signals
+from espnet_adaltm.items import STOPPED, Task, makers, parse_item, read_batch
+from espnet_adaltm.jobs import code_in_log, die_with_parent, kill_group, stop_on_signals
 from espnet_adaltm.live import StatusLine
-from espnet_adaltm.stamps import (
-    Hashes,
-    Item,
-    Verdict,
-    begin,
-    finish,
-    judge,
-    locked,
-    split_input,
-)
+from espnet_adaltm.locks import enter_run, locked, myself, require_free
+from espnet_adaltm.plan import dry_run, plan
+from espnet_adaltm.stamps import Hashes, Verdict, begin, fail, finish, judge, refresh
+from espnet_adaltm.stopping import CONTINUE, WARNING, hearing, warn
 
-LISTS = ("inputs", "outputs")
-SINGLE = ("name", "stage", "workdir", "ignore_options", "shared", "force", "job", "log")
 KEPT_LOGS = 5
-
-
-@dataclass
-class Task:
-    """An item and how to run it: for a stage, with a job command, into a log."""
-
-    item: Item
-    stage: str
-    job: list[str] = field(default_factory=list)
-    log: Path | None = None
-    force: bool = False
-
-    @property
-    def title(self) -> str:
-        """What progress lines begin with."""
-        name = f"{self.item.workdir}: {self.item.name}"
-        return f"[{self.stage}] {name}" if self.stage else name
-
-    def words(self) -> list[str]:
-        """The whole command line."""
-        if self.job and self.log:
-            log = str(self.log)
-            job = [log if word == "{log}" else word for word in self.job]
-            return [*job, *([] if "{log}" in self.job else [log]), *self.item.command]
-        return self.item.command
-
-
-def parse_item(words: Sequence[str]) -> Task:
-    """Read the options of one item.
-
-    Raises:
-        UserError: An unknown option, a missing value or command.
-    """
-    options, single = _read_options(words)
-    for name in ("name", "workdir"):
-        if not single.get(name):
-            raise UserError(f"an item needs --{name}")
-    item = Item(
-        name=single["name"],
-        workdir=Path(single["workdir"]),
-        command=options["command"],
-        inputs=options["inputs"],
-        outputs=[Path(path) for path in options["outputs"]],
-        ignored=frozenset(single.get("ignore_options", "").split(",")),
-        shared=_true(single, "shared"),
-    )
-    return Task(
-        item,
-        stage=single.get("stage", ""),
-        job=shlex.split(single.get("job", "")),
-        log=Path(single["log"]) if single.get("log") else None,
-        force=_true(single, "force"),
-    )
-
-
-def _read_options(words: Sequence[str]) -> tuple[dict[str, list[str]], dict[str, str]]:
-    lists: dict[str, list[str]] = {name: [] for name in (*LISTS, "command")}
-    single: dict[str, str] = {}
-    rest = list(words)
-    current = ""
-    while rest:
-        word = rest.pop(0)
-        if word == "--":
-            lists["command"] = rest
-            break
-        name = word.removeprefix("--")
-        if word.startswith("--") and name in LISTS:
-            current = name
-        elif word.startswith("--") and name in SINGLE and rest:
-            single[name], current = rest.pop(0), ""
-        elif current and not word.startswith("--"):
-            lists[current].append(word)
-        else:
-            raise UserError(f"unknown or incomplete option of an item: {word!r}")
-    if not lists["command"]:
-        raise UserError(f"no command after -- for item {single.get('name', '')!r}")
-    return lists, single
-
-
-def _true(options: dict[str, str], name: str) -> bool:
-    value = options.get(name, "false")
-    if value not in ("true", "false"):
-        raise UserError(f"--{name} is true or false, not {value!r}")
-    return value == "true"
-
-
-def read_batch(path: str) -> list[Task]:
-    """Read items from NUL-separated fields: the number of words, then the words."""
-    fields = Path(path).read_text(encoding="utf-8").split("\0")[:-1]
-    tasks = []
-    while fields:
-        count = int(fields.pop(0))
-        tasks.append(parse_item(fields[:count]))
-        fields = fields[count:]
-    return tasks
+NOT_DONE = 3
 
 
 class Runner:
     """Runs tasks, and ends what runs when one fails or the program is stopped."""
 
-    def __init__(self, status: StatusLine) -> None:
-        """Start with nothing running and no file hashed."""
-        self.hashes = Hashes()
+    def __init__(self, status: StatusLine, hashes: Hashes | None = None) -> None:
+        """Start with nothing running, and no file hashed but those of ``hashes``."""
+        self.hashes = hashes or Hashes()
         self.status = status
         self.failed = False
+        self.warned = self.left = False
+        self.saved = 0  # commands that saved where they are, to be started again
+        self._stopped = False
         self._running: set[subprocess.Popen] = set()
         self._hashing = threading.Lock()
 
     def stop(self) -> None:
         """End every running command, and start no other."""
-        self.failed = True
+        self.failed = self._stopped = True
         self.status.close()
         for process in list(self._running):
             kill_group(process, patience=15)
+
+    def warn(self, _number: int) -> None:
+        """Pass on that time is up, and start nothing more."""
+        self.warned = True
+        for process in list(self._running):
+            warn(process.pid)
 
     def verdict(self, task: Task) -> Verdict:
         """Whether a task has to run."""
@@ -176,53 +96,96 @@ class Runner:
         """Run one task unless it is done.
 
         Raises:
-            UserError: An input or output is missing or the command failed.
+            UserError: An input or output is missing, a file cannot be read or written, the command
+                failed, or another run makes the same.
         """
-        if self.failed:
+        self.left |= self.warned
+        if self.failed or self.warned or self._skip(task, self.verdict(task)):
             return
-        verdict = self.verdict(task)
-        if not verdict.run:
-            self.status.say(f"{task.title}: skip, done before")
-            self.status.done += 1
-            return
-        with locked(task.item):
+        holder = myself(_typed(task), job=" ".join(task.job))
+        with locked(task.item.lock, holder, task.title) as descriptor:
+            # Another run may have made it while this one came to it.
+            verdict = self.verdict(task)
+            if self._skip(task, verdict):
+                return
             start = time.monotonic()
             self.status.say(f"{task.title}{f' ({verdict.why})' if verdict.why else ''} ...")
             begin(task.item, verdict)
             self._write_resume(task)
-            self._execute(task)
-            finish(task.item, verdict)
+            code = 0
+            try:
+                code = self._execute(task, descriptor)
+                if code != 0:
+                    verb = "was stopped" if code in STOPPED else "failed"
+                    raise UserError(f"{verb} with {_explained(code)}")
+                finish(task.item, verdict, time.monotonic() - start)
+            except UserError as error:
+                self.saved += code == CONTINUE
+                if not self._stopped and code not in STOPPED:
+                    fail(task.item, str(error))
+                raise UserError(f"{task.title}: {error}{self._advice(task)}") from error
         self.status.done += 1
         self.status.say(f"{task.title}: done in {time.monotonic() - start:.1f} s")
 
-    def _execute(self, task: Task) -> None:
+    def _skip(self, task: Task, verdict: Verdict) -> bool:
+        if verdict.run:
+            return False
+        refresh(task.item, verdict)
+        self.status.say(f"{task.title}: skip, done before")
+        self.status.done += 1
+        return True
+
+    def _execute(self, task: Task, lock: int) -> int:
+        """Run the command; its exit status."""
         if task.log:
             task.log.parent.mkdir(parents=True, exist_ok=True)
             rotate(task.log)
         try:
-            process = subprocess.Popen(task.words(), start_new_session=True)
+            process = subprocess.Popen(task.words(), start_new_session=True, pass_fds=[lock])
         except OSError as error:
             raise UserError(f"cannot run {task.words()[0]}: {error.strerror}") from error
         self._running.add(process)
         with self.status.watch(task.stage, task.item.workdir.name, task.log):
             code = process.wait()
         self._running.discard(process)
-        if code != 0:
-            raise UserError(f"{task.title} failed with status {code}{self._advice(task)}")
+        return _own_code(task, code) if code != 0 else 0
 
     def _advice(self, task: Task) -> str:
         log = f"; log: {task.log}" if task.log else ""
         resume = task.item.workdir / "resume.txt"
-        return log + (f"; to resume: {_resume_command(task)}" if resume.exists() else "")
+        known = resume.exists() or os.environ.get("ADALTM_RESUME")
+        return log + (f"; to resume: {_resume_command(task)}" if known else "")
 
     def _write_resume(self, task: Task) -> None:
         if os.environ.get("ADALTM_RESUME") and not task.item.shared:
             write_text(task.item.workdir / "resume.txt", f"{_resume_command(task)}\n")
 
 
+def _own_code(task: Task, code: int) -> int:
+    """Exit status of the command; a job command only says that it failed."""
+    told = code_in_log(task.log) if task.job and task.log else None
+    return told or (code if code > 0 else 128 - code)
+
+
+def _explained(code: int) -> str:
+    """``status 137 (SIGKILL: often for want of memory)``."""
+    if code == 127:
+        return f"status {code} (no such program)"
+    try:
+        name = signal.Signals(code - 128).name if code > 128 else ""
+    except ValueError:
+        name = ""
+    hint = ": often for want of memory" if name == "SIGKILL" else ""
+    return f"status {code}{f' ({name}{hint})' if name else ''}"
+
+
+def _typed(task: Task) -> str:
+    """What to name to others as the command at work."""
+    return os.environ.get("ADALTM_RESUME") or shlex.join(task.item.command)
+
+
 def _resume_command(task: Task) -> str:
-    number = task.stage.partition("/")[0]
-    stage = f" --stage {number} --stop_stage {number}" if number else ""
+    stage = f" --stage {task.number} --stop_stage {task.number}" if task.number else ""
     return f"{os.environ.get('ADALTM_RESUME', '')}{stage}"
 
 
@@ -232,17 +195,6 @@ def rotate(log: Path) -> None:
         old = log if number == 0 else log.with_suffix(f".{number}{log.suffix}")
         if old.exists():
             os.replace(old, log.with_suffix(f".{number + 1}{log.suffix}"))
-
-
-def makers(tasks: Sequence[Task]) -> list[set[int]]:
-    """For every task, the places of the tasks before it that make one of its inputs."""
-    made: dict[Path, int] = {}
-    found = []
-    for place, task in enumerate(tasks):
-        inputs = (Path(split_input(word)[0]) for word in task.item.inputs)
-        found.append({made[path] for path in inputs if path in made})
-        made |= dict.fromkeys(task.item.outputs, place)
-    return found
 
 
 def _side_by_side(tasks: Sequence[Task], jobs: int, run: Callable[[Task], None]) -> None:
@@ -263,25 +215,26 @@ def _side_by_side(tasks: Sequence[Task], jobs: int, run: Callable[[Task], None])
                 future.result()
 
 
-def run_all(tasks: Sequence[Task], jobs: int) -> int:
+def run_all(tasks: Sequence[Task], jobs: int, hashes: Hashes | None = None) -> int:
     """Run tasks in order, or ``jobs`` at a time; after a failure nothing new starts.
 
     Returns:
         Exit status.
     """
     status = StatusLine(len(tasks))
-    runner = Runner(status)
+    runner = Runner(status, hashes)
     errors: list[str] = []
 
     def one(task: Task) -> None:
         try:
-            runner.run(task)
+            with _plain_errors(task.title):
+                runner.run(task)
         except UserError as error:
             runner.failed = True
             errors.append(str(error))
 
     die_with_parent()
-    with stop_on_signals(runner.stop), status:
+    with stop_on_signals(runner.stop), hearing(WARNING, also=runner.warn), status:
         if jobs == 1:
             for task in tasks:
                 one(task)
@@ -289,20 +242,56 @@ def run_all(tasks: Sequence[Task], jobs: int) -> int:
             _side_by_side(tasks, jobs, one)
     for error in errors:
         print(f"error: {error}", file=sys.stderr)
+    if len(errors) == runner.saved and (runner.saved or runner.left):
+        return CONTINUE
     return 1 if errors else 0
 
 
-def list_all(tasks: Sequence[Task]) -> int:
-    """Say what would run; inputs that earlier items make may be missing."""
-    runner = Runner(StatusLine(len(tasks)))
-    for task in tasks:
-        try:
-            verdict = runner.verdict(task)
-            state = "skip" if not verdict.run else f"run ({verdict.why or 'first time'})"
-        except UserError as error:
-            state = f"run ({error})"
-        print(f"{task.title}: {state}", flush=True)
-    return 0
+@contextmanager
+def _plain_errors(title: str) -> Iterator[None]:
+    """Turn what the file system refuses into one line."""
+    try:
+        yield
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        advice = {
+            errno.ENOSPC: "free some space, and run again",
+            errno.EDQUOT: "free some space, and run again",
+            errno.EROFS: "choose folders that can be written (--expdir, --dumpdir, --datadir)",
+            errno.EACCES: "choose folders that you may read and write, or change their permissions",
+            errno.EPERM: "choose folders that you may read and write, or change their permissions",
+        }.get(error.errno or 0, "see to that, and run again")
+        raise UserError(f"{title}: {where}{error.strerror}: {advice}") from error
+
+
+def enter(tasks: Sequence[Task], options: Mapping[str, str]) -> Hashes:
+    """Enter this run, with all that it is going to make, where others see it.
+
+    Args:
+        tasks: Of all stages.
+        options: ``run_file``, ``run_fd`` (its descriptor, which the shell keeps open) and
+            ``run_pid`` (the shell).
+
+    Returns:
+        What was hashed to find out.
+
+    Raises:
+        UserError: Another run makes some of it.
+    """
+    hashes = Hashes()
+    planned = plan(tasks, hashes)
+    wanted = [entry.task for entry in planned if entry.run]
+    if wanted:
+        typed = os.environ.get("ADALTM_RESUME", "")
+        stamps = [str(task.item.stamp) for task in wanted]
+        holder = myself(typed, int(options["run_pid"]), items=stamps)
+        enter_run(Path(options["run_file"]), int(options["run_fd"]), holder)
+    for task in wanted:  # runs that entered elsewhere, and single items
+        require_free(task.item.lock, task.title)
+    for entry in planned:
+        if not entry.run and entry.verdict is not None:
+            refresh(entry.task.item, entry.verdict)
+    return hashes
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -312,16 +301,31 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(__doc__)
         return 0
     try:
-        if words[0] != "--batch":
-            return run_all([parse_item(words)], jobs=1)
-        options = dict(zip(words[::2], words[1::2]))
-        tasks = read_batch(options["--batch"])
-        if options.get("--list") == "true":
-            return list_all(tasks)
-        return run_all(tasks, int(options.get("--jobs", "1")))
+        with _plain_errors("this run"):
+            return _main(words)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+
+
+def _main(words: Sequence[str]) -> int:
+    if words[0] != "--batch":
+        return run_all([parse_item(words)], jobs=1)
+    options = dict(zip(words[::2], words[1::2]))
+    options = {name.removeprefix("--"): value for name, value in options.items()}
+    tasks = read_batch(options["batch"])
+    stages = options.get("stages", "").splitlines()
+    if options.get("list") == "true":
+        print("\n".join(dry_run(tasks, stages)), flush=True)
+        return 0
+    if options.get("status") == "true":
+        from espnet_adaltm.run_status import table
+
+        lines, done = table(tasks, stages, Path(options["run_dir"]))
+        print("\n".join(lines), flush=True)
+        return 0 if done else NOT_DONE
+    hashes = enter(read_batch(options["whole"]), options) if "run_file" in options else None
+    return run_all(tasks, int(options.get("jobs", "1")), hashes)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,16 @@
 """Kaldi's job command: ``run_job local|slurm [--option value]... [JOB=1:N] LOG COMMAND...``.
 
-Recipes call it as ``utils/run.pl`` and ``utils/slurm.pl``; see `espnet_adaltm.jobs`.
+Recipes call it as ``utils/run.pl`` and ``utils/slurm.pl``; see `espnet_adaltm.jobs`. Exit status:
+0 if all jobs ended well; 75 if some saved where they are, to be started again, and none failed; 1
+otherwise.
 """
 
 import sys
 from collections.abc import Sequence
+from functools import partial
 
 from espnet_adaltm.errors import UserError
-from espnet_adaltm.jobs import parse, run_local
+from espnet_adaltm.jobs import failure, outcome, parse, run_local
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -15,18 +18,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     backend, *words = list(sys.argv[1:] if argv is None else argv) or [""]
     try:
         if backend == "local":
-            failed = run_local(parse(words))
+            run = run_local
         elif backend == "slurm":
             from espnet_adaltm.slurm import run_slurm
 
-            failed = run_slurm(parse(words))
+            run = partial(run_slurm, tell=partial(print, file=sys.stderr, flush=True))
         else:
             raise UserError(f"expected local or slurm, got {backend!r}")
+        job = parse(words)
+        codes = run(job)
     except UserError as error:
-        failed = f"error: {error}"
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    failed = failure(job, codes)
     if failed:
         print(failed, file=sys.stderr)
-    return 1 if failed else 0
+    return outcome({index: codes.get(index, 1) for index in job.indices()})
 
 
 if __name__ == "__main__":

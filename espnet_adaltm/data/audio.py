@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from espnet_adaltm.errors import UserError
+from espnet_adaltm.kaldi import safe_kaldiio
 
 # Sizes from here on are the placeholders of programs that write to a pipe, not real sizes.
 _STREAMED = 0x7FFF0000
@@ -22,34 +23,75 @@ _MAX_HEADER = 4096
 _DECLARED = re.compile(r"^\s*(\w[\w ]*?)\s*:\s*(\d+)\s+\(should be (\d+)\)", re.MULTILINE)
 _OGG_END_OF_STREAM = 0x04
 _OGG_TAIL = 1 << 17
-_ARK = re.compile(r"(.+\.ark.*):(\d+)$")
+_ARK = re.compile(r"(.+\.ark.*):(\d{1,18})$")
+_RANGE = re.compile(r".+\.ark.*:\d+\[.*\]$")
+# What a damaged header may claim costs memory without end when it is resampled.
+_SLOWEST, _FASTEST = 100, 1_000_000
 
 _FRAME_SECONDS = 0.01
 _SILENCE_BELOW_PEAK = 0.01  # -40 dB relative to the loudest frame
 
 
-def load_audio(source: str) -> tuple[np.ndarray, int]:
+def load_audio(source: str, *, allow_pipes: bool = False) -> tuple[np.ndarray, int]:
     """Read one ``wav.scp`` value and mix it down to mono.
 
     Args:
         source: A path libsndfile can read, ``path.ark:offset``, or a shell command that ends in
             ``|`` and writes audio to its standard output, as in Kaldi.
+        allow_pipes: Run such commands: a list of files that somebody else wrote is then a program.
 
     Returns:
         Samples, shape [N], float32, full scale 1; and their sample rate in Hz.
 
     Raises:
-        UserError: Missing, empty, unreadable or truncated audio, a failed command, NaN or infinite
-            samples. The message names the source.
+        UserError: Missing, empty, unreadable or truncated audio, a command that may not run or
+            failed, NaN or infinite samples. The message names the source.
     """
     source = source.strip()
-    if source.endswith("|"):
+    check_pipe(source, f"`{source}`", allow_pipes)
+    if is_pipe(source):
         samples, rate = _decode(_run(source), source)
-    elif not Path(source).exists() and (match := _ARK.match(source)):
-        samples, rate = _load_ark(source, match[1])
+    elif not _exists(source) and (match := _ARK.match(source)):
+        samples, rate = _load_ark(source, match[1], int(match[2]))
+    elif not _exists(source) and _RANGE.match(source):
+        raise UserError(
+            f"{source} takes a range out of an ark: list the whole, and cut in `segments`"
+        )
     else:
         samples, rate = _decode(_existing(source), source)
+    if not _SLOWEST <= rate <= _FASTEST:
+        raise UserError(
+            f"{source} claims {rate} samples per second, expected {_SLOWEST} to {_FASTEST}: its "
+            "header is damaged"
+        )
     return to_mono(samples, source), rate
+
+
+def is_pipe(source: str) -> bool:
+    """Whether Kaldi's tools would take a value of ``wav.scp`` for a command."""
+    source = source.strip()
+    return source.endswith("|") or source.startswith("|")
+
+
+def check_pipe(source: str, where: str, allow_pipes: bool) -> None:
+    """Refuse a value of ``wav.scp`` that is a command.
+
+    Args:
+        source: The value.
+        where: What to call it in the error.
+        allow_pipes: Accept those that give audio, which end in ``|``.
+
+    Raises:
+        UserError: Commands are not allowed, or it is one that takes audio.
+    """
+    source = source.strip()
+    if source.startswith("|"):
+        raise UserError(f"{where} begins with `|`, which is for output: give a file")
+    if source.endswith("|") and not allow_pipes:
+        raise UserError(
+            f"{where} is a shell command, which is not run: convert the audio first, or allow "
+            "pipes (--allow_pipes) if you trust the list"
+        )
 
 
 def decode_audio(content: bytes, name: str) -> tuple[np.ndarray, int]:
@@ -77,9 +119,16 @@ def to_mono(samples: np.ndarray, source: str) -> np.ndarray:
     return (total / channels).astype(np.float32)
 
 
+def _exists(source: str) -> bool:
+    try:
+        return Path(source).exists()
+    except OSError:  # a name that is too long, a folder that is closed
+        return False
+
+
 def _existing(source: str) -> Path:
     path = Path(source)
-    if not path.exists():
+    if not _exists(source):
         raise UserError(f"{source} does not exist")
     if not path.is_file():
         raise UserError(f"{source} is not a file")
@@ -97,18 +146,28 @@ def _run(source: str) -> bytes:
     return result.stdout
 
 
-def _load_ark(source: str, ark: str) -> tuple[np.ndarray, int]:
-    import kaldiio
-
-    _existing(ark)
+def _load_ark(source: str, ark: str, offset: int) -> tuple[np.ndarray, int]:
+    size = _existing(ark).stat().st_size
+    if offset >= size:
+        raise UserError(f"{source} lies beyond the end of the ark, which has {size} bytes")
     try:
-        rate, array = kaldiio.load_mat(source)
+        rate, array = safe_kaldiio().load_mat(source)
         array = np.asarray(array)
         scale = 1.0 if array.dtype.kind == "f" else float(-np.iinfo(array.dtype).min)
         samples = array.reshape(len(array), -1).astype(np.float64) / scale
+        return samples, int(rate)
     except Exception as error:  # kaldiio raises whatever the damage leads to, even AssertionError
         raise UserError(f"{source} is no readable audio in a Kaldi ark ({error})") from error
-    return samples, int(rate)
+
+
+class _Content(io.BytesIO):
+    """A file in memory; the sizes in a damaged one make libsndfile seek before its beginning."""
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        try:
+            return super().seek(offset, whence)
+        except ValueError:
+            return super().seek(0)
 
 
 def _decode(audio: Path | bytes, source: str) -> tuple[np.ndarray, int]:
@@ -116,7 +175,7 @@ def _decode(audio: Path | bytes, source: str) -> tuple[np.ndarray, int]:
     import soundfile
 
     try:
-        with soundfile.SoundFile(audio if isinstance(audio, Path) else io.BytesIO(audio)) as file:
+        with soundfile.SoundFile(audio if isinstance(audio, Path) else _Content(audio)) as file:
             declared, rate, kind, log = file.frames, file.samplerate, file.format, file.extra_info
             if declared >= _UNKNOWN_FRAMES:
                 raise UserError(
@@ -124,6 +183,10 @@ def _decode(audio: Path | bytes, source: str) -> tuple[np.ndarray, int]:
                     "write WAV, or convert the file"
                 )
             samples = file.read(dtype="float32", always_2d=True)
+    except MemoryError:
+        raise UserError(
+            f"{source} needs more memory than there is: is its header damaged?"
+        ) from None
     except (RuntimeError, OSError) as error:  # LibsndfileError is a RuntimeError
         reason = str(error).replace(f"Error opening {str(audio)!r}: ", "")
         raise UserError(

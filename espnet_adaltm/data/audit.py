@@ -7,18 +7,20 @@ latter with ``python -m espnet_adaltm.bin.audit``.
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 
 from espnet_adaltm.data.audio import AudioStats
+from espnet_adaltm.data.broken import BROKEN
 from espnet_adaltm.data.datadir import UNKNOWN_SPEAKER, DataDir, read_data_dir
 from espnet_adaltm.errors import UserError
-from espnet_adaltm.files import Pathlike, atomic_open, require
+from espnet_adaltm.files import Pathlike, atomic_open, read_text, require
+from espnet_adaltm.text import markdown_cell
 
-STATS_FILE = "audio_stats.tsv"
+STATS_FILE, DROPPED_FILE = "audio_stats.tsv", "dropped.tsv"
 _SHOWN = 10
 _CLIPPED_SHARE = 0.001
 _LEADING_SECONDS = 0.5
@@ -35,11 +37,12 @@ class Finding:
 
 @dataclass(frozen=True)
 class AuditedSet:
-    """A data directory with the statistics of its audio, by utterance."""
+    """A data directory, by utterance the statistics of its audio, and why others were left out."""
 
     data: DataDir
     stats: Mapping[str, AudioStats]
     sample_rate: int = 16000
+    dropped: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -54,7 +57,7 @@ class AuditedSet:
 
 def write_stats(path: Pathlike, stats: Mapping[str, AudioStats]) -> None:
     """Write ``audio_stats.tsv``, sorted by utterance."""
-    names = [field.name for field in fields(AudioStats)]
+    names = [column.name for column in fields(AudioStats)]
     with atomic_open(path) as handle:
         handle.write("\t".join(["utt", *names]) + "\n")
         for utt in sorted(stats, key=str.encode):
@@ -69,8 +72,8 @@ def read_stats(path: Pathlike) -> dict[str, AudioStats]:
     Raises:
         UserError: Missing or malformed; names file and line.
     """
-    lines = require(path, "the audio stage").read_text(encoding="utf-8").splitlines()
-    kinds = [(field.name, field.type) for field in fields(AudioStats)]
+    lines = read_text(require(path, "the audio stage")).splitlines()
+    kinds = [(column.name, column.type) for column in fields(AudioStats)]
     if lines[0].split("\t") != ["utt", *(name for name, _ in kinds)]:
         raise UserError(f"{path}:1: unexpected columns: run the audio stage again")
     result = {}
@@ -82,6 +85,12 @@ def read_stats(path: Pathlike) -> dict[str, AudioStats]:
             raise UserError(f"{path}:{number}: {error}: run the audio stage again") from error
         result[utt] = AudioStats(*values)
     return result
+
+
+def read_dropped(path: Pathlike) -> dict[str, str]:
+    """Read ``dropped.tsv``: utterance to the reason why it was left out."""
+    lines = read_text(path).splitlines()[1:]
+    return {utt: reason for utt, _, reason in (line.partition("\t") for line in lines)}
 
 
 def load_audited_set(dump: Pathlike) -> AuditedSet:
@@ -97,7 +106,8 @@ def load_audited_set(dump: Pathlike) -> AuditedSet:
             f"{data.path / STATS_FILE} does not fit wav.scp at utterance {min(differing)!r}: "
             "run the audio stage again"
         )
-    return AuditedSet(data, stats)
+    path = data.path / DROPPED_FILE
+    return AuditedSet(data, stats, dropped=read_dropped(path) if path.exists() else {})
 
 
 def _some(items: Iterable[object]) -> str:
@@ -136,8 +146,12 @@ def audit_set(audited: AuditedSet) -> list[Finding]:
         group for group in same_audio if len({data.utt2emo.get(utt) for utt in group} - {None}) > 1
     ]
     counts = Counter(data.utt2emo.values())
+    broken = [utt for utt, reason in audited.dropped.items() if reason.startswith(BROKEN)]
+    others = [utt for utt, reason in audited.dropped.items() if not reason.startswith(BROKEN)]
     rare = [f"{emotion} ({count})" for emotion, count in sorted(counts.items()) if count < 5]
     checks = [
+        ("warning", "left out because their audio is broken", broken),
+        ("info", "left out because they are too short, too long or silent", others),
         ("warning", "identical audio", _equal(same_audio)),
         (
             "warning",
@@ -309,16 +323,20 @@ def describe_sets(sets: Sequence[AuditedSet]) -> str:
 
 
 def _table(corner: str, names: Sequence[str], rows: Mapping[str, Sequence[str]]) -> str:
-    lines = [f"| {corner} | {' | '.join(names)} |", "|---" + "|---:" * len(names) + "|"]
-    lines += [f"| {key} | {' | '.join(values)} |" for key, values in rows.items()]
+    lines = [f"| {corner} | {_cells(names)} |", "|---" + "|---:" * len(names) + "|"]
+    lines += [f"| {markdown_cell(key)} | {_cells(values)} |" for key, values in rows.items()]
     return "\n".join(lines) + "\n"
+
+
+def _cells(values: Iterable[str]) -> str:
+    return " | ".join(markdown_cell(value) for value in values)
 
 
 def render(title: str, sets: Sequence[AuditedSet], findings: Sequence[Finding]) -> str:
     """The text of ``audit.md``."""
     order = ("error", "warning", "info")
     remarks = [
-        f"- {finding.level}: {finding.message}"
+        f"- {finding.level}: {markdown_cell(finding.message)}"
         for finding in sorted(findings, key=lambda finding: order.index(finding.level))
     ]
     body = "\n".join(remarks) if remarks else "Nothing to remark."

@@ -7,6 +7,7 @@ recordings, otherwise they are utterances.
 """
 
 import logging
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,12 +15,13 @@ from pathlib import Path
 from espnet_adaltm.data.labels import parse_soft
 from espnet_adaltm.errors import UserError
 from espnet_adaltm.files import Pathlike, atomic_dir
-from espnet_adaltm.kaldi import read_scp, write_scp
+from espnet_adaltm.kaldi import check_key, check_value, read_scp, write_scp
 
 Table = dict[str, str]
 
 # Speakers by this name (any case) are nobody in particular: they are never "shared" by two sets.
 UNKNOWN_SPEAKER = "unknown"
+_WHOLE = re.compile(r"[0-9]{1,15}")
 _NAMED = ("text", "segments", "utt2emo", "utt2soft", "utt2dialog", "utt2channel", "utt2gender")
 
 
@@ -162,10 +164,8 @@ def _lines(where: Path, table: Mapping[str, object]) -> Table:
     """What is going to be written of a table, sorted and checked."""
     lines = {key: str(table[key]).strip() for key in sorted(table, key=str.encode)}
     for key, text in lines.items():
-        if key.split() != [key]:
-            raise UserError(f"{where}: id {key!r} holds blanks: ids must be one word")
-        if len(text.splitlines()) > 1:
-            raise UserError(f"{where}: the entry of {key!r} spans lines: put it on one")
+        check_key(key, str(where))
+        check_value(text, f"{where}: {key!r}")
     return lines
 
 
@@ -250,16 +250,22 @@ def _parse_segments(
 def _check_values(path: Path, tables: Mapping[str, Table]) -> None:
     for name in ("utt2spk", "utt2emo", "utt2channel", "utt2gender"):
         for value, utt in _distinct(tables.get(name, {})).items():
-            if len(value.split()) != 1:
+            if len(value.split()) != 1 or not value.isprintable():
                 raise UserError(
                     f"{path / name}: utterance {utt!r} has {value!r}: one word is expected"
                 )
+    for utt, value in tables.get("utt2num_samples", {}).items():
+        if not _WHOLE.fullmatch(value):
+            raise UserError(
+                f"{path / 'utt2num_samples'}: utterance {utt!r} has {value!r}: a number of samples "
+                "is expected; delete the file, the audio stage makes it"
+            )
     for value, utt in _distinct(tables.get("utt2soft", {})).items():
         parse_soft(value, f"{path / 'utt2soft'}: utterance {utt!r}")
     turns: dict[tuple[str, int], str] = {}
     for utt, value in tables.get("utt2dialog", {}).items():
         parts = value.split()
-        if len(parts) != 2 or not parts[1].isdecimal():
+        if len(parts) != 2 or not parts[0].isprintable() or not _WHOLE.fullmatch(parts[1]):
             raise UserError(
                 f"{path / 'utt2dialog'}: utterance {utt!r}: expected `utt dialog turn-index`, "
                 f"found {value!r}"
@@ -282,8 +288,9 @@ def _check_spk2utt(path: Path, data: DataDir) -> None:
     expected = data.spk2utt
     for spk in [*expected, *listed]:
         differing = set(listed.get(spk, [])) ^ set(expected.get(spk, []))
-        if differing or len(listed[spk]) != len(expected[spk]):
-            utt = min(differing) if differing else listed[spk][0]
+        repeated = len(listed.get(spk, [])) != len(expected.get(spk, []))
+        if differing or repeated or spk not in expected:
+            utt = min(differing) if differing else next(iter(listed[spk]), "none")
             raise UserError(
                 f"{path}: speaker {spk!r} contradicts utt2spk at utterance {utt!r}: "
                 "delete spk2utt, it is made from utt2spk"

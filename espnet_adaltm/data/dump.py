@@ -2,7 +2,8 @@
 
 Every utterance is mono, 16 bits, at one sample rate; the arks are read by ``kaldiio.load_scp`` and
 by ESPnet's ``kaldi_ark``. What is too short, too long or digitally silent is dropped and listed in
-``dropped.tsv``; what is broken stops everything. The bytes do not depend on the number of workers.
+``dropped.tsv``; what is broken stops everything, unless it is little and little is allowed
+(``--max_broken``): then it is dropped as well. The bytes do not depend on the number of workers.
 Run it with ``python -m espnet_adaltm.bin.format_audio``.
 """
 
@@ -20,8 +21,24 @@ from typing import BinaryIO
 
 import numpy as np
 
-from espnet_adaltm.data.audio import AudioStats, cut, load_audio, measure, resample, to_int16
-from espnet_adaltm.data.audit import STATS_FILE, AuditedSet, audit_set, render, write_stats
+from espnet_adaltm.data.audio import (
+    AudioStats,
+    check_pipe,
+    cut,
+    load_audio,
+    measure,
+    resample,
+    to_int16,
+)
+from espnet_adaltm.data.audit import (
+    DROPPED_FILE,
+    STATS_FILE,
+    AuditedSet,
+    audit_set,
+    render,
+    write_stats,
+)
+from espnet_adaltm.data.broken import BROKEN, allowed_broken, list_file, table_of, too_many
 from espnet_adaltm.data.datadir import (
     DataDir,
     Table,
@@ -36,7 +53,6 @@ from espnet_adaltm.progress import progress
 
 SILENT_CHOICES = ("drop", "keep", "error")
 _UTTERANCES_PER_ARK = 5000
-_NAMED_PROBLEMS = 10
 _MANY_DROPPED = 0.1
 
 
@@ -49,12 +65,14 @@ class Limits:
         max_seconds: Longer ones are dropped.
         sample_rate: Wanted sample rate in Hz.
         silent: What to do with all-zero audio: ``drop``, ``keep`` or ``error``.
+        allow_pipes: Run entries of ``wav.scp`` that are commands.
     """
 
     min_seconds: float = 0.1
     max_seconds: float = 30.0
     sample_rate: int = 16000
     silent: str = "drop"
+    allow_pipes: bool = False
 
 
 @dataclass(frozen=True)
@@ -68,11 +86,11 @@ class Recording:
 
 @dataclass
 class Outcome:
-    """What became of a recording: encoded utterances, dropped ones, and what was broken."""
+    """What became of a recording: encoded utterances; why others were dropped or are broken."""
 
     records: list[tuple[str, bytes, AudioStats, bool]] = field(default_factory=list)
     dropped: dict[str, str] = field(default_factory=dict)
-    problems: list[str] = field(default_factory=list)
+    broken: dict[str, str] = field(default_factory=dict)
 
 
 def format_data_dir(
@@ -83,6 +101,8 @@ def format_data_dir(
     sample_rate: int = 16000,
     num_workers: int = 1,
     silent: str = "drop",
+    max_broken: str = "0",
+    allow_pipes: bool = False,
 ) -> DataDir:
     """Decode, mix down, resample, cut and encode the audio of a data directory.
 
@@ -94,6 +114,8 @@ def format_data_dir(
         sample_rate: In Hz.
         num_workers: Processes; 1 works in this one.
         silent: ``drop``, ``keep`` or ``error`` for all-zero audio.
+        max_broken: How many utterances may be broken (``10``) or which share of them (``1%``).
+        allow_pipes: Run entries of ``wav.scp`` that are commands.
 
     Returns:
         The data directory that was written, beside ``utt2num_samples``, ``all_shape``,
@@ -101,27 +123,36 @@ def format_data_dir(
         ``dropped.tsv`` and ``audit.md``.
 
     Raises:
-        UserError: An invalid directory or option; broken audio (all of it is looked at, the first
-            ten are named); no utterance left; a full disk. Nothing is left under ``out_dir`` then,
-            and an older ``out_dir`` stays as it was.
+        UserError: An invalid directory or option; more broken audio than ``max_broken`` (all of it
+            is looked at; the first ten are named, and all of more than ten are listed in
+            ``<out_dir>.broken.tsv``); no utterance left; a full disk. Nothing is left under
+            ``out_dir`` then, and an older ``out_dir`` stays as it was.
     """
     in_dir, out_dir = Path(in_dir), Path(out_dir)
-    limits = Limits(min_seconds, max_seconds, sample_rate, silent)
+    limits = Limits(min_seconds, max_seconds, sample_rate, silent, allow_pipes)
     _check_options(in_dir, out_dir, limits, num_workers)
+    allowed_broken(max_broken, 0)
     data = read_data_dir(in_dir)
+    for key, source in data.wav_scp.items():
+        check_pipe(source, f"{in_dir / 'wav.scp'}: {key!r}", allow_pipes)
     recordings = list_recordings(data)
+    allowed = allowed_broken(max_broken, len(data.utterances))
     with atomic_dir(out_dir) as temporary:
         writer = _ArkWriter(temporary, out_dir)
         dropped: dict[str, str] = {}
-        problems: list[str] = []
+        broken: dict[str, str] = {}
         with writer:
             outcomes = _work(recordings, limits, num_workers)
             for outcome in progress(outcomes, f"audio of {in_dir}", len(recordings), "recording"):
                 dropped.update(outcome.dropped)
-                problems += outcome.problems
-                if not problems:
+                broken.update(outcome.broken)
+                if len(broken) <= allowed:
                     writer.write(outcome)
-        _check_outcome(data, problems, dropped, writer)
+        list_file(out_dir).unlink(missing_ok=True)  # of an earlier run
+        if len(broken) > allowed:
+            raise too_many(data.path, out_dir, broken, len(data.utterances), max_broken)
+        dropped.update({utt: BROKEN + reason for utt, reason in broken.items()})
+        _check_outcome(data, dropped, writer)
         return _finish(data, temporary, out_dir, writer, dropped, sample_rate)
 
 
@@ -150,19 +181,18 @@ def list_recordings(data: DataDir) -> list[Recording]:
 
 
 def process(recording: Recording, limits: Limits) -> Outcome:
-    """Load, cut, resample and encode one recording; problems are collected, not raised."""
+    """Load, cut, resample and encode one recording; what is broken is collected, not raised."""
     outcome = Outcome()
-    name = recording.parts[0][0] if len(recording.parts) == 1 else recording.key
     try:
-        samples, rate = load_audio(recording.source)
+        samples, rate = load_audio(recording.source, allow_pipes=limits.allow_pipes)
     except UserError as error:
-        outcome.problems.append(f"{name}: {error}")
+        outcome.broken = dict.fromkeys((utt for utt, _, _ in recording.parts), str(error))
         return outcome
     for utt, start, end in recording.parts:
         try:
             _process_part(outcome, utt, cut(samples, rate, start, end), rate, limits)
         except UserError as error:
-            outcome.problems.append(f"{utt}: {recording.source}: {error}")
+            outcome.broken[utt] = f"{recording.source}: {error}"
     return outcome
 
 
@@ -249,22 +279,8 @@ class _ArkWriter:
                 self.clipped.append(utt)
 
 
-def _check_outcome(
-    data: DataDir, problems: Sequence[str], dropped: dict[str, str], writer: _ArkWriter
-) -> None:
+def _check_outcome(data: DataDir, dropped: dict[str, str], writer: _ArkWriter) -> None:
     total = len(data.utterances)
-    if problems:
-        more = len(problems) - _NAMED_PROBLEMS
-        raise UserError(
-            "\n  ".join(
-                [
-                    f"{data.path}: {len(problems)} of {total} utterances have broken audio; mend "
-                    "them or remove them from the data directory:",
-                    *problems[:_NAMED_PROBLEMS],
-                    *([f"... and {more} more"] if more > 0 else []),
-                ]
-            )
-        )
     if not writer.wav_scp:
         utt, reason = next(iter(dropped.items()))
         raise UserError(
@@ -294,10 +310,9 @@ def _finish(
     stats = {utt: writer.stats[utt] for utt in sorted(writer.stats, key=str.encode)}
     wav_scp = {utt: writer.wav_scp[utt] for utt in stats}
     result = write_dump(temporary, out_dir, wav_scp, data.tables, stats)
-    with atomic_open(temporary / "dropped.tsv") as handle:
-        handle.write("utt\treason\n")
-        handle.writelines(f"{utt}\t{dropped[utt]}\n" for utt in sorted(dropped, key=str.encode))
-    audited = AuditedSet(result, stats, sample_rate)
+    with atomic_open(temporary / DROPPED_FILE) as handle:
+        handle.writelines(table_of(dropped))
+    audited = AuditedSet(result, stats, sample_rate, dropped)
     write_text(temporary / "audit.md", render(f"Audit of {out_dir}", [audited], audit_set(audited)))
     return result
 

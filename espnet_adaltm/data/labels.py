@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from espnet_adaltm.config import check_keys, nearest
 from espnet_adaltm.errors import UserError
@@ -99,11 +100,38 @@ def load_labels(path: Pathlike) -> Labels:
         UserError: Missing, malformed, or a list that is empty or has repeated names.
     """
     value = read_json(path)
-    if not isinstance(value, dict) or not isinstance(value.get("labels"), list):
+    if not isinstance(value.get("labels"), list):
         raise UserError(f"{path} has no list under `labels`: delete it and make it again")
     check_keys(value, _KEYS, str(path))
     names = check_names(value["labels"], str(path))
-    return Labels(names, value.get("codes", {}), value.get("counts", {}), value.get("policy", ""))
+    codes, policy = check_scheme(value, str(path))
+    counts = value.get("counts", {})
+    if not _are_counts(counts):
+        raise UserError(
+            f"{path}: `counts` must hold numbers of utterances by set and emotion: make it again"
+        )
+    return Labels(names, codes, counts, policy)
+
+
+def check_scheme(value: Mapping[str, Any], where: str) -> tuple[dict[str, str], str]:
+    """The ``codes`` and ``policy`` of a JSON file, both of which may be missing.
+
+    Raises:
+        UserError: Something else than words by word, or than a text.
+    """
+    codes, policy = value.get("codes", {}), value.get("policy", "")
+    words = isinstance(codes, Mapping) and all(isinstance(name, str) for name in codes.values())
+    if not words or not isinstance(policy, str):
+        what = "`policy` must be a text" if words else "`codes` must be `code: emotion`"
+        raise UserError(f"{where}: {what}: make it again")
+    return dict(codes), policy
+
+
+def _are_counts(counts: object) -> bool:
+    return isinstance(counts, Mapping) and all(
+        isinstance(row, Mapping) and all(type(count) is int for count in row.values())
+        for row in counts.values()
+    )
 
 
 def save_labels(path: Pathlike, labels: Labels) -> None:
@@ -126,7 +154,8 @@ def save_labels(path: Pathlike, labels: Labels) -> None:
 def check_names(names: Sequence[object], where: str) -> tuple[str, ...]:
     """Refuse label lists that are empty, repeat a name or hold names that cannot be written."""
     for name in names:
-        if not isinstance(name, str) or not name or "=" in name or name.split() != [name]:
+        word = isinstance(name, str) and name.split() == [name] and name.isprintable()
+        if not word or "=" in name:
             raise UserError(f"{where}: {name!r} is no emotion name: a word without `=` is expected")
     repeated = [name for name, count in Counter(names).items() if count > 1]
     if repeated:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from espnet_adaltm.errors import UserError
-from espnet_adaltm.files import Pathlike, atomic_dir, require
+from espnet_adaltm.files import Pathlike, atomic_dir, read_text, require
 from espnet_adaltm.kaldi import read_scp
 
 TYPES = ("char", "unigram", "bpe")
@@ -168,7 +168,7 @@ class Tokenizer:
         self.tokens: tuple[str, ...] = (BLANK, *pieces, SOS_EOS)
         listed = path / TOKENS_FILE
         if path.is_dir() and listed.exists():
-            lines = listed.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+            lines = read_text(listed).removesuffix("\n").split("\n")
             self.check_tokens(lines, str(listed))
 
     def check_tokens(self, tokens: Sequence[str], where: str) -> None:

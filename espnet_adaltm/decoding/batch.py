@@ -20,7 +20,7 @@ from espnet_adaltm.data.tokens import MODEL_FILE, Tokenizer
 from espnet_adaltm.decoding.systems import Output
 from espnet_adaltm.errors import UserError
 from espnet_adaltm.files import Pathlike, atomic_open, require
-from espnet_adaltm.kaldi import read_scp, write_scp
+from espnet_adaltm.kaldi import read_scp, safe_kaldiio, write_scp
 from espnet_adaltm.progress import progress
 
 OUTPUTS = ("utt2prob", "utt2emo", "text", "utt2spk_hyp")
@@ -97,11 +97,9 @@ def feature_inputs(dump: Pathlike, feats: Pathlike, hop: int) -> Inputs:
     lengths = _lengths(feats / "feats_shape", utterances, stage)
 
     def load(utt: str) -> Array:
-        import kaldiio
-
         try:
-            return np.asarray(kaldiio.load_mat(sources[utt]), dtype=np.float32)
-        except (OSError, ValueError, AssertionError) as error:
+            return np.asarray(safe_kaldiio().load_mat(sources[utt]), dtype=np.float32)
+        except Exception as error:  # kaldiio raises whatever the damage leads to
             raise UserError(
                 f"{feats / 'feats.scp'}: {utt!r} cannot be read ({error}): run {stage} again"
             ) from error

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from espnet_adaltm.backbone.arks import SAMPLE_RATE
-from espnet_adaltm.data.audio import cut, decode_audio, load_audio, resample, to_mono
+from espnet_adaltm.data.audio import check_pipe, cut, decode_audio, load_audio, resample, to_mono
 from espnet_adaltm.data.datadir import read_data_dir
 from espnet_adaltm.errors import UserError
 from espnet_adaltm.files import Pathlike
@@ -83,7 +83,7 @@ def open_clips(
 
 def _file(source: Pathlike) -> Clip:
     name = os.fspath(source)
-    _check_pipe(name, name, allow_pipes=False)
+    check_pipe(name, name, allow_pipes=False)
     return Clip(name, partial(_load, name))
 
 
@@ -123,20 +123,12 @@ def _segment(load: Callable[[], Array], utt: str, start: float, end: float) -> A
 
 
 def _entry(utt: str, value: str, path: Path, allow_pipes: bool) -> Clip:
-    _check_pipe(value, f"{path}: utterance {utt!r}", allow_pipes)
-    return Clip(utt, partial(_load, value))
+    check_pipe(value, f"{path}: utterance {utt!r}", allow_pipes)
+    return Clip(utt, partial(_load, value, allow_pipes))
 
 
-def _check_pipe(value: str, where: str, allow_pipes: bool) -> None:
-    if value.rstrip().endswith("|") and not allow_pipes:
-        raise UserError(
-            f"{where} is a shell command, which is not run: convert the audio first, or allow "
-            "pipes if you trust the list"
-        )
-
-
-def _load(source: str) -> Array:
-    return _to_model(*load_audio(source), source)
+def _load(source: str, allow_pipes: bool = False) -> Array:
+    return _to_model(*load_audio(source, allow_pipes=allow_pipes), source)
 
 
 def _array(source: Any, sample_rate: int | None) -> Clip:

@@ -20,7 +20,7 @@ from espnet_adaltm.backbone.loading import load_encoder, read_base_info
 from espnet_adaltm.data.tokens import Tokenizer
 from espnet_adaltm.decoding import baselines
 from espnet_adaltm.errors import UserError
-from espnet_adaltm.files import Pathlike, read_json, require, sha256_file
+from espnet_adaltm.files import Pathlike, read_json, require, sha256_file, taken_apart
 from espnet_adaltm.merging.coefficients import Coefficients
 from espnet_adaltm.merging.config import MergeConfig
 from espnet_adaltm.merging.merged import MergedEncoder
@@ -209,13 +209,13 @@ def bake_merge(encoder: SpeechEncoder, folder: Path, info: Mapping[str, Any]) ->
     """
     path = require(folder / "coefficients.json", "stage `merge`")
     table = read_json(path)
-    if not table["tasks"]:
+    with taken_apart(path, "stage `merge`"):
+        tasks, groups = tuple(table["tasks"]), tuple(table["groups"])
+        final = torch.tensor(table["final"], dtype=torch.float32)
+    if not tasks:
         return
-    vectors = merge_vectors_of(folder, info, table["tasks"])
-    coefficients = Coefficients(
-        table["tasks"], table["groups"], info["options"]["granularity"], trainable=False
-    )
-    final = torch.tensor(table["final"], dtype=torch.float32)
+    vectors = merge_vectors_of(folder, info, tasks)
+    coefficients = Coefficients(tasks, groups, info["options"]["granularity"], trainable=False)
     if final.shape != coefficients.raw.shape or not bool(final.isfinite().all()):
         raise UserError(
             f"{path}: `final` must be {tuple(coefficients.raw.shape)} finite numbers "

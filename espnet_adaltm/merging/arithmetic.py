@@ -112,7 +112,7 @@ def check_method(method: str, options: Mapping[str, Any], where: str = "merge") 
     Raises:
         UserError: The message names the nearest known one.
     """
-    if method not in METHODS:
+    if method not in [*METHODS]:  # it may be a list
         raise UserError(
             f"{where}: method {method!r} is unknown{nearest(method, METHODS)}; "
             f"known: {', '.join(METHODS)}"

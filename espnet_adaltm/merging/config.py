@@ -129,6 +129,8 @@ class MergeConfig:
         """
         try:
             check_keys(options, [item.name for item in fields(cls)], "options")
+            if "name" not in options:
+                raise UserError("name is missing")
             changes = {key: _as_number(options[key]) for key in _RATES if key in options}
             return cls(**{**options, **changes, "tasks": _tasks(options)})._checked(options)
         except UserError as error:
@@ -160,6 +162,8 @@ class MergeConfig:
         if not isinstance(self.method_conf, Mapping):
             raise UserError(f"method_conf must be like {{density: 0.2}}, found {self.method_conf}")
         options = dict(self.method_conf)
+        if unnamed := [key for key in options if not isinstance(key, str)]:
+            raise UserError(f"method_conf: {unnamed[0]!r} is no name of an option")
         if self.method == SEPARATE:
             check_keys(options, [], "method_conf without a method")
             return

@@ -32,7 +32,7 @@ def read_base_config(base: Pathlike, *, any_names: bool = False) -> dict[str, An
     if not path.is_file():
         raise UserError(f"{path} does not exist: --base must be a folder with a configuration")
     config = read_json(path)
-    if not any_names and config.get("model_type") not in MODELS:
+    if not any_names and config.get("model_type") not in [*MODELS]:
         raise UserError(
             f"{path}: model_type {config.get('model_type')!r} is not supported: use one of "
             f"{', '.join(MODELS)}, or any_names: true in the recipe"
@@ -110,7 +110,8 @@ def merged_folder(
             write_json(folder / "config.json", _described(config, plan))
         for name in _COPIED:
             if (Path(base) / name).is_file():
-                shutil.copyfile(Path(base) / name, folder / name)
+                # Not copied: behind a link there could be anything, and this folder may be shown.
+                write_json(folder / name, read_json(Path(base) / name))
         yield folder
 
 

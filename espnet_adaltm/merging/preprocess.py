@@ -80,7 +80,7 @@ def check_preprocess(method: str, options: Mapping[str, Any], where: str = "prep
     Raises:
         UserError: The message names the nearest known one.
     """
-    if method not in METHODS:
+    if method not in [*METHODS]:  # it may be a list
         raise UserError(
             f"{where}: method {method!r} is unknown{nearest(method, METHODS)}; "
             f"known: {', '.join(METHODS)}"

@@ -118,7 +118,11 @@ class Recipe:
         """Plain options that `from_dict` reads back; what is empty is left out."""
         values = {**asdict(self), "tasks": None if self.tasks is None else list(self.tasks)}
         empty = (None, {}, False)
-        return {k: v for k, v in values.items() if not any(v is e or v == e == {} for e in empty)}
+        return {
+            k: v
+            for k, v in values.items()
+            if k in ("weights", "scale") or not any(v is e or v == e == {} for e in empty)
+        }
 
     @property
     def named_tasks(self) -> tuple[str, ...] | None:
@@ -256,7 +260,7 @@ def _trained_row(coefficients: Path) -> "MergeConfig | None":
     options = read_json(path).get("options")
     if not isinstance(options, dict):
         raise UserError(f"{path} has no 'options': train the merge again, or give --config")
-    return MergeConfig.from_dict(options, str(path))
+    return MergeConfig.from_dict({"name": coefficients.parent.name, **options}, str(path))
 
 
 def _learned(path: Path, row: "MergeConfig | None") -> Recipe:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from espnet_adaltm.backbone.blocks import BlockMap
 from espnet_adaltm.errors import UserError
-from espnet_adaltm.files import Pathlike, atomic_path, read_json
+from espnet_adaltm.files import Pathlike, atomic_path, read_json, taken_apart
 from espnet_adaltm.merging.groups import map_group, map_groups
 from espnet_adaltm.merging.tensor_file import Spec, TensorFile, write_tensor_file
 from espnet_adaltm.merging.weight_files import identity
@@ -170,8 +170,9 @@ class TaskVector:
         with TensorFile(path) as file:
             if FORMAT not in file.metadata:
                 raise UserError(f"{path} is not a task vector: make one with stage task_vectors")
-            metadata = json.loads(file.metadata[FORMAT])
-            metadata.pop("blocks", None)
+            with taken_apart(path, "stage task_vectors"):
+                metadata = json.loads(file.metadata[FORMAT])
+                metadata.pop("blocks", None)
             yield cls(LazyTensors(file.specs, file.read, file.read_into), metadata)
 
     def __add__(self, other: "TaskVector") -> "TaskVector":

@@ -90,9 +90,16 @@ class TensorFile:
             raise UserError(f"{path} cannot be opened: {error.strerror}") from error
         try:
             header, self._start = _read_header(self._handle)
-            self.metadata: dict[str, str] = header.pop(_METADATA, {})
+            self.metadata: dict[str, str] = dict(header.pop(_METADATA, {}))
             self.specs, self._offsets = _parse(header, _size(self._handle) - self._start)
-        except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+        except (
+            ValueError,
+            LookupError,
+            TypeError,
+            AttributeError,
+            OSError,
+            RecursionError,
+        ) as error:
             self._handle.close()
             reason = f"no entry {error}" if isinstance(error, KeyError) else str(error)
             raise UserError(
@@ -244,7 +251,10 @@ def _parse(header: dict[str, Any], room: int) -> tuple[dict[str, Spec], dict[str
     for name, entry in header.items():
         if entry["dtype"] not in _KINDS:
             raise ValueError(f"tensor {name!r} has the unsupported dtype {entry['dtype']}")
-        specs[name] = Spec(_KINDS[entry["dtype"]], tuple(entry["shape"]))
+        shape = tuple(entry["shape"])
+        if not all(type(size) is int and size >= 0 for size in shape):
+            raise ValueError(f"tensor {name!r} has the shape {list(shape)}")
+        specs[name] = Spec(_KINDS[entry["dtype"]], shape)
         start, stop = entry["data_offsets"]
         if stop - start != specs[name].nbytes:
             raise ValueError(f"tensor {name!r} has {stop - start} bytes for {specs[name]}")

@@ -1,11 +1,14 @@
 """``audit.md`` of the data, as `data.audit` writes it, in pieces that a page can show."""
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from espnet_adaltm.files import Pathlike
+from espnet_adaltm.text import markdown_uncell
 
 LEVELS = ("error", "warning", "info")
+_BAR = re.compile(r"(?<!\\)\|")
 
 
 @dataclass
@@ -27,15 +30,15 @@ def parse_audit(text: str) -> Audit:
     for line in [*text.splitlines(), ""]:
         if line.startswith("|"):
             if not set(line) <= set("|-: "):  # the rule under the headers
-                cells = line.strip().removeprefix("|").removesuffix("|").split("|")
-                table.append([cell.strip() for cell in cells])
+                cells = _BAR.split(line.strip().removeprefix("|").removesuffix("|"))
+                table.append([markdown_uncell(cell.strip()) for cell in cells])
             continue
         if table:
             audit.tables.append(table)
             table = []
         level, colon, message = line.removeprefix("- ").partition(": ")
         if line.startswith("- ") and colon and level in LEVELS:
-            audit.findings.append((level, message))
+            audit.findings.append((level, markdown_uncell(message)))
     return audit
 
 

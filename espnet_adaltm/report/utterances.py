@@ -123,8 +123,6 @@ def audio_uri(source: str) -> str | None:
     """
     import soundfile
 
-    if source.rstrip().endswith("|"):
-        return None
     try:
         samples, rate = load_audio(source)
     except UserError as error:

@@ -16,7 +16,7 @@ from typing import Any
 from espnet_adaltm.config import load_yaml
 from espnet_adaltm.data.labels import Labels, check_same_labels
 from espnet_adaltm.errors import UserError
-from espnet_adaltm.files import read_json
+from espnet_adaltm.files import read_json, taken_apart
 from espnet_adaltm.scoring.paired import COMPARED, PairedTest, paired_tests
 from espnet_adaltm.scoring.pools import parts_of
 from espnet_adaltm.scoring.readers import read_reference
@@ -138,7 +138,8 @@ def read_side(source: Path, dumps: Sequence[Path] = ()) -> Side:
     if not known or not ({"systems", "sets"} & result.keys()):
         raise UserError(f"{path} holds no results of bin/score or bin/report: give another file")
     reader = _read_report if "systems" in result else _read_system
-    scores, folders, recorded = reader(path, result)
+    with taken_apart(path, "bin/score or bin/report"):
+        scores, folders, recorded = reader(path, result)
     places = recorded | {dump.name: dump for dump in map(Path.absolute, dumps)}
     return Side(path, tuple(result["labels"]), result.get("bootstrap", {}), scores, folders, places)
 

@@ -6,6 +6,7 @@ r"""``results.json`` as a spreadsheet and as tables for a paper.
 
 import csv
 import io
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,6 +21,7 @@ _SPECIAL = {c: f"\\{c}" for c in "&%$#_{}"} | {
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
 }
+_UNFIT = re.compile(r"[^\w:.-]", re.ASCII)
 _PRINTED = ("macro_f1", "uar", "wa", "wer", "cer", "jsd", "spk_acc")
 
 
@@ -159,7 +161,7 @@ def _table(
         r"\begin{table}[t]",
         r"\centering",
         rf"\caption{{{caption}}}",
-        rf"\label{{{label}}}",
+        rf"\label{{{_UNFIT.sub('-', label)}}}",
         rf"\begin{{tabular}}{{{columns}}}",
         r"\toprule",
         " & ".join(heads) + r" \\",

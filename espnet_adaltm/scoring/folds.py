@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from espnet_adaltm.errors import UserError
-from espnet_adaltm.files import read_json, require
+from espnet_adaltm.files import read_json, require, taken_apart
 from espnet_adaltm.scoring import tables
 from espnet_adaltm.scoring.metrics import FloatArray
 
@@ -65,6 +65,11 @@ def read_folds(folders: Sequence[Path], set_name: str = "test") -> Folds:
     found = [read_json(require(folder / "results.json", made_by)) for folder in folders]
     if not found:
         raise UserError("no folds given")
+    with taken_apart(f"results.json of {folders[0]} or another fold", made_by):
+        return _folds(folders, found, set_name)
+
+
+def _folds(folders: Sequence[Path], found: Sequence[Mapping[str, Any]], set_name: str) -> Folds:
     first = found[0]
     for folder, result in zip(folders, found, strict=True):
         for what, ours, theirs in (

@@ -14,6 +14,7 @@ from espnet_adaltm.scoring.paired import (
 from espnet_adaltm.scoring.results import Bootstrap
 from espnet_adaltm.scoring.seeds import INTERVALS, Seeds
 from espnet_adaltm.scoring.set_scores import ALL, SetScores, System
+from espnet_adaltm.text import markdown_cell
 
 TITLES = {
     "macro_f1": "macro-F1",
@@ -34,9 +35,10 @@ Rows = list[list[str]]
 
 
 def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table, first column left, the others right aligned."""
+    """A Markdown table, first column left, the others right aligned; cells may have emphasis."""
     rule = ["---", *["---:"] * (len(header) - 1)]
-    return "\n".join("|" + "|".join(row) + "|" for row in [header, rule, *rows])
+    lines = ("|".join(markdown_cell(cell) for cell in row) for row in [header, rule, *rows])
+    return "\n".join(f"|{line}|" for line in lines)
 
 
 def plain(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

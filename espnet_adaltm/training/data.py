@@ -9,7 +9,10 @@ from numpy.typing import NDArray
 
 from espnet_adaltm.errors import UserError
 from espnet_adaltm.files import require
-from espnet_adaltm.kaldi import read_scp
+from espnet_adaltm.kaldi import read_scp, safe_kaldiio
+
+# ESPnet's data sets read arks through kaldiio; every task, in every process, imports this module.
+safe_kaldiio()
 
 SAMPLE_RATE = 16_000
 FEATS_TYPES = ("raw", "extracted")
@@ -134,7 +137,7 @@ class SpeechReader(Mapping):
             value = self.loader[utt]
         except KeyError as error:
             raise UserError(f"{self.path} has no utterance {utt!r}: make it again") from error
-        except OSError as error:
+        except Exception as error:  # kaldiio raises whatever the damage leads to
             raise UserError(f"{self.path}: {utt!r} cannot be read ({error})") from error
         if not isinstance(value, tuple):
             return value

@@ -99,6 +99,14 @@ class GradientConflict:
         }
         self._found.append(conflicts(gradients, self.blocks, self.num_blocks))
 
+    def state(self) -> dict[str, Any]:
+        """What was measured since the epoch began, for a training that is stopped within it."""
+        return {"steps": self._steps, "found": self._found}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state` returned."""
+        self._steps, self._found = state["steps"], list(state["found"])
+
     def record(self, folder: Path, epoch: int) -> None:
         """Add the epoch to ``gradient_conflict.json`` and begin the next.
 

@@ -1,19 +1,25 @@
 """One training job from command line to results: check, resume or start, export, mark as finished.
 
 Used by the ``train_*`` programs. Importing ESPnet takes seconds, so that a finished job that is
-started again with the same command line is recognised before that.
+started again with the same command line is recognised before that. A job that is asked to stop
+saves where it is and exits with the status that says so, see `espnet_adaltm.stopping`.
 """
 
 import argparse
 import dataclasses
 import importlib
 import logging
+import multiprocessing
+import signal
 import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from espnet_adaltm import stopping
 from espnet_adaltm.errors import UserError
+from espnet_adaltm.text import printable
 from espnet_adaltm.training import identity
 
 if TYPE_CHECKING:
@@ -32,13 +38,18 @@ def main(task: str, argv: Sequence[str] | None = None) -> None:
     Args:
         task: For `load_task`.
         argv: Command line without the program; that of the process by default.
+
+    Raises:
+        Suspended: SIGUSR1 or SIGTERM asked for a stop; the same command goes on from there.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
-        if _known_to_be_finished(argv):
-            _say("This training is finished: same command, configuration and inputs as before.")
-            return
-        run(load_task(task), argv)
+        # SIGTERM ends everything but epochs at once; a warning is remembered until they begin.
+        with stopping.hearing(stopping.WARNING):
+            if _known_to_be_finished(argv):
+                _say("This training is finished: same command, configuration and inputs as before.")
+                return
+            run(load_task(task), argv)
     except UserError as error:
         _say(f"error: {_plain(error)}")
         sys.exit(1)
@@ -52,7 +63,7 @@ def _plain(error: UserError) -> str:
 
 def _say(text: str) -> None:
     """A line for the user, whether or not ESPnet has set up logging yet."""
-    sys.stderr.write(f"{text}\n")
+    sys.stderr.write(f"{printable(text)}\n")
 
 
 def _known_to_be_finished(argv: Sequence[str]) -> bool:
@@ -79,7 +90,12 @@ def run(task: "type[AdaltmTask]", argv: Sequence[str]) -> None:
     Raises:
         UserError: A mistake in options, data or an experiment directory.
     """
-    args = task.get_parser().parse_args(list(argv))
+    from espnet_adaltm.training.task import check_config
+
+    parser, config = task.get_parser(), _option(argv, "--config")
+    if config is not None:
+        check_config(parser, config)
+    args = parser.parse_args(list(argv))
     if args.print_config or args.output_dir is None or args.dry_run or args.collect_stats:
         if not args.print_config and args.output_dir is not None:
             task.prepare(args)
@@ -88,6 +104,8 @@ def run(task: "type[AdaltmTask]", argv: Sequence[str]) -> None:
     _check_engine(args)
     task.prepare(args)
     folder = Path(args.output_dir)
+    if args.use_wandb and args.wandb_name is None:
+        args.wandb_name = folder.name  # else wandb makes one up
     is_main = _rank(args) == 0
     if not args.resume and is_main:
         identity.forget(folder)
@@ -99,9 +117,40 @@ def run(task: "type[AdaltmTask]", argv: Sequence[str]) -> None:
             # Until the new end is exported, the old mark would be a lie.
             (folder / identity.FINISHED).unlink(missing_ok=True)
             identity.write_identity(folder, found)
-        task.main(args)
+        _train(task, args)
     if is_main:
         _finish(task, args, argv)
+
+
+def _train(task: "type[AdaltmTask]", args: argparse.Namespace) -> None:
+    """Run ESPnet's ``main``; where it starts a process per GPU, they hear what this one hears.
+
+    Raises:
+        Suspended: The training was asked to stop, and saved where it is.
+    """
+    from torch.multiprocessing import ProcessExitedException
+
+    if not (args.multiprocessing_distributed and args.ngpu > 1):
+        task.main(args)
+        return
+    asking = {stopping.status_of(n): n for n in (stopping.WARNING, signal.SIGTERM)}
+    try:
+        with stopping.hearing(*asking.values(), also=_tell_children):
+            task.main(args)
+    except ProcessExitedException as error:
+        terminated = stopping.asked() == signal.SIGTERM  # before some of them could hear it
+        number = signal.SIGTERM if terminated else asking.get(error.exit_code)
+        if number is None:
+            raise
+        raise stopping.Suspended(number) from error
+
+
+def _tell_children(number: int) -> None:
+    for child in multiprocessing.active_children():
+        if number == stopping.WARNING:
+            stopping.warn(child.pid)
+        else:
+            child.terminate()
 
 
 def _rank(args: argparse.Namespace) -> int:
@@ -158,3 +207,5 @@ def _check_engine(args: argparse.Namespace) -> None:
     for name, used in refused.items():
         if used:
             raise UserError(f"--{name} is not supported here: leave it out")
+    if args.use_wandb and find_spec("wandb") is None:
+        raise UserError("--use_wandb: this Python environment has no wandb; pip install wandb")

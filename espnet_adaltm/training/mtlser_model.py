@@ -1,6 +1,6 @@
 """MTLSER in the form that ESPnet's trainer runs: one encoder, three heads, one joint loss."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +149,15 @@ class MTLSERModel(AdaltmModel):
         rows = zip(guesses, text.cpu(), lengths.tolist(), strict=True)
         pairs = [(self.decode(guess), self.decode(row[:n].tolist())) for guess, row, n in rows if n]
         self.transcripts.update([guess for guess, _ in pairs], [truth for _, truth in pairs])
+
+    def epoch_state(self) -> dict[str, Any]:
+        """The gradients' conflict measured so far."""
+        return self.conflict.state() if self.conflict is not None else {}
+
+    def load_epoch_state(self, state: Mapping[str, Any]) -> None:
+        """Go on measuring it."""
+        if self.conflict is not None:
+            self.conflict.load_state(state)
 
     def record_epoch(self, folder: Path, epoch: int) -> None:
         """Write how the gradients agreed in this epoch, if that is measured."""

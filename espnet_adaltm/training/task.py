@@ -14,11 +14,11 @@ from espnet2.tasks.abs_task import AbsTask, IteratorOptions, optim_classes
 from espnet2.train.dataset import AbsDataset
 from espnet2.utils.config_argparse import ArgumentParser
 from espnet2.utils.nested_dict_action import NestedDictAction
-from espnet2.utils.types import float_or_none, str2bool, str_or_none
+from espnet2.utils.types import float_or_none, int_or_none, str2bool, str_or_none
 
 from espnet_adaltm.backbone.encoder import SpeechEncoder
 from espnet_adaltm.backbone.loading import load_encoder, read_base_info
-from espnet_adaltm.config import check_keys, nearest
+from espnet_adaltm.config import check_keys, load_yaml, nearest
 from espnet_adaltm.data.labels import Labels, load_labels
 from espnet_adaltm.errors import UserError
 from espnet_adaltm.kaldi import read_scp
@@ -40,6 +40,14 @@ from espnet_adaltm.training.preprocess import Collate, Preprocess
 from espnet_adaltm.training.trainer import AdaltmTrainer
 
 _BASE = "the base encoder"
+# Types of options that have to be what they say in a configuration file too.
+_CHECKED = {
+    int: "a whole number",
+    int_or_none: "a whole number",
+    float: "a number",
+    float_or_none: "a number",
+    str2bool: "true or false",
+}
 # ESPnet's defaults that do not suit: the rest of its options keep theirs.
 _DEFAULTS = {
     "resume": True,
@@ -219,6 +227,26 @@ def _refuse(parser: ArgumentParser, message: str) -> NoReturn:
     known |= {action.dest for action in parser._actions}
     hints = "".join(nearest(word.partition("=")[0], known) for word in words[:1])
     raise UserError(f"{message}{hints}; --help lists all options")
+
+
+def check_config(parser: ArgumentParser, path: str) -> None:
+    """Refuse a configuration that ESPnet's parser would take without a look at its values.
+
+    Raises:
+        UserError: No YAML mapping, or something else where a number or a truth is expected.
+    """
+    values = load_yaml(path)
+    for action in parser._actions:
+        value = values.get(action.dest)
+        if value is None or action.nargs is not None or action.type not in _CHECKED:
+            continue
+        try:
+            if isinstance(value, bool) != (action.type is str2bool) and not isinstance(value, str):
+                raise ValueError
+            action.type(str(value))
+        except ValueError:
+            what = _CHECKED[action.type]
+            raise UserError(f"{path}: {action.dest} must be {what}, found {value!r}") from None
 
 
 def augmentation(args: argparse.Namespace) -> Augmentation:

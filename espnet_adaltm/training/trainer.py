@@ -5,15 +5,16 @@ one falls back to the one before; loading is strict; validation metrics are thos
 over all ranks; early stopping holds across restarts; links to the best epochs are right after a
 crash at any point; an epoch without one finite gradient is an error. A killed and restarted
 training ends with the same weights, bit for bit, as an uninterrupted one: ESPnet seeds each epoch
-with ``seed + epoch``, and every random choice of this package draws from that.
+with ``seed + epoch``, and every random choice of this package draws from that. One that is asked to
+stop saves within the epoch, see `espnet_adaltm.training.suspend`.
 """
 
 import argparse
 import logging
+import signal
 import time
 import warnings
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,54 +25,28 @@ from espnet2.main_funcs.average_nbest_models import average_nbest_models
 from espnet2.schedulers.abs_scheduler import AbsEpochStepScheduler, AbsValEpochStepScheduler
 from espnet2.torch_utils.set_all_random_seed import set_all_random_seed
 from espnet2.train.distributed_utils import DistributedOption
-from espnet2.train.reporter import Reporter, SubReporter
+from espnet2.train.reporter import SubReporter
 from espnet2.train.trainer import GradScaler, Trainer, TrainerOptions
 from torch import Tensor, nn
 
+from espnet_adaltm import stopping
 from espnet_adaltm.errors import UserError
 from espnet_adaltm.files import write_json
+from espnet_adaltm.training import suspend
 from espnet_adaltm.training.checkpoint import (
     link,
     load_checkpoint,
-    load_strict,
-    plain,
     save_checkpoint,
     save_torch,
 )
+from espnet_adaltm.training.job import Job
+from espnet_adaltm.training.parallel import unwrap, wrap
 
 # ESPnet names PyTorch's mixed precision by its old name in every step.
 warnings.filterwarnings("ignore", r"`torch\.cuda\.amp", FutureWarning)
 
 
 HISTORY = "history.json"
-
-
-def unwrap(model: nn.Module) -> nn.Module:
-    """The model inside a data-parallel wrapper."""
-    wrappers = (nn.parallel.DistributedDataParallel, nn.DataParallel)
-    return model.module if isinstance(model, wrappers) else model
-
-
-@dataclass
-class _Job:
-    """What the steps of one training share."""
-
-    model: nn.Module
-    optimizers: Sequence[torch.optim.Optimizer]
-    schedulers: Sequence[Any]
-    options: TrainerOptions
-    distributed: DistributedOption
-    reporter: Reporter
-    scaler: Any
-    writers: dict[str, Any]
-
-    @property
-    def folder(self) -> Path:
-        return Path(self.options.output_dir)
-
-    @property
-    def is_main(self) -> bool:
-        return not self.distributed.distributed or self.distributed.dist_rank == 0
 
 
 class AdaltmTrainer(Trainer):
@@ -94,27 +69,22 @@ class AdaltmTrainer(Trainer):
         Raises:
             UserError: An unsupported option, a damaged or ill-fitting checkpoint, a criterion that
                 no epoch reports, or an epoch without one finite gradient.
+            Suspended: SIGUSR1 or SIGTERM asked for a stop; where the training is was saved.
         """
         _check_options(trainer_options, plot_attention_iter_factory)
-        job = _Job(
+        job = Job(
             model,
             optimizers,
             schedulers,
             trainer_options,
             distributed_option,
-            Reporter(),
             GradScaler() if trainer_options.use_amp else None,
-            {},
         )
-        _resume(job)
-        wrapped = _wrap(job)
+        job.restore()
+        wrapped = wrap(job.model, job.options, job.distributed)
         job.writers = _summary_writers(job)
-        start, first = time.monotonic(), job.reporter.get_epoch() + 1
-        for epoch in range(first, trainer_options.max_epoch + 1):
-            if _stopped_early(job):
-                break
-            _log_epoch(epoch, first, trainer_options.max_epoch, time.monotonic() - start)
-            cls._one_epoch(job, wrapped, train_iter_factory, valid_iter_factory, epoch)
+        with stopping.hearing(stopping.WARNING, signal.SIGTERM):
+            cls._epochs(job, wrapped, train_iter_factory, valid_iter_factory)
         if job.is_main:
             _write_history(job)
             _link_best(job)
@@ -123,9 +93,20 @@ class AdaltmTrainer(Trainer):
             torch.distributed.barrier()
 
     @classmethod
+    def _epochs(
+        cls, job: Job, wrapped: nn.Module, train: AbsIterFactory, valid: AbsIterFactory
+    ) -> None:
+        start, last = time.monotonic(), job.options.max_epoch
+        for epoch in range(job.first_epoch, last + 1):
+            if _stopped_early(job):
+                break
+            _log_epoch(epoch, job.first_epoch, last, time.monotonic() - start)
+            cls._one_epoch(job, wrapped, train, valid, epoch)
+
+    @classmethod
     def _one_epoch(
         cls,
-        job: _Job,
+        job: Job,
         wrapped: nn.Module,
         train: AbsIterFactory,
         valid: AbsIterFactory,
@@ -133,31 +114,43 @@ class AdaltmTrainer(Trainer):
     ) -> None:
         set_all_random_seed(job.options.seed + epoch)
         job.reporter.set_epoch(epoch)
-        with job.reporter.observe("train") as stats:
-            broken = cls.train_one_epoch(
-                model=wrapped,
-                optimizers=job.optimizers,
-                schedulers=job.schedulers,
-                iterator=train.build_iter(epoch),
-                reporter=stats,
-                scaler=job.scaler,
-                summary_writer=job.writers.get("train"),
-                options=job.options,
-                distributed_option=job.distributed,
-            )
-        if broken:
-            raise UserError(
-                f"epoch {epoch}: not one step had a finite gradient; the training in {job.folder} "
-                f"diverged: lower the learning rate (and use another --output_dir)"
-            )
-        with job.reporter.observe("valid") as stats:
-            cls.validate_one_epoch(
-                model=wrapped,
-                iterator=valid.build_iter(epoch),
-                reporter=stats,
-                options=job.options,
-                distributed_option=job.distributed,
-            )
+        done = job.position.batches if job.position else 0
+        feed = suspend.Feed(
+            train.build_iter(epoch), job.ask, done=done, every=job.options.accum_grad
+        )
+        trained: dict[str, Any] = {}
+        try:
+            with job.reporter.observe("train") as stats:
+                job.enter(stats)
+                cls.train_one_epoch(
+                    model=wrapped,
+                    optimizers=job.optimizers,
+                    schedulers=job.schedulers,
+                    iterator=feed,
+                    reporter=stats,
+                    scaler=job.scaler,
+                    summary_writer=job.writers.get("train"),
+                    options=job.options,
+                    distributed_option=job.distributed,
+                )
+            if "grad_norm" not in stats.stats:  # of finite gradients only, before a stop as well
+                raise UserError(
+                    f"epoch {epoch}: not one step had a finite gradient; the training in "
+                    f"{job.folder} diverged: lower the learning rate (and use another "
+                    f"--output_dir)"
+                )
+            trained = suspend.random_states(job.device)
+            with job.reporter.observe("valid") as validation:
+                cls.validate_one_epoch(
+                    model=wrapped,
+                    iterator=suspend.Feed(valid.build_iter(epoch), job.ask),
+                    reporter=validation,
+                    options=job.options,
+                    distributed_option=job.distributed,
+                )
+        except suspend.Asked as asked:
+            states = trained or suspend.random_states(job.device)
+            job.leave(feed, stats, states, asked.number)
         _step_schedulers(job)
         if job.is_main:
             _report(job)
@@ -208,58 +201,7 @@ def _check_options(options: TrainerOptions, plots: AbsIterFactory | None) -> Non
             raise UserError(f"--{name} is not supported by this trainer: leave it out")
 
 
-def _resume(job: _Job) -> None:
-    """Load the newest readable checkpoint into the job, strictly."""
-    if not job.options.resume:
-        return
-    device = f"cuda:{torch.cuda.current_device()}" if job.options.ngpu > 0 else "cpu"
-    states = load_checkpoint(job.folder, device)
-    if states is None:
-        return
-    load_strict(job.model, states["model"], f"the checkpoint of {job.folder}")
-    job.reporter.load_state_dict(states["reporter"])
-    for part, saved in ((job.optimizers, "optimizers"), (job.schedulers, "schedulers")):
-        for item, state in zip(part, states[saved], strict=True):
-            if item is not None:
-                item.load_state_dict(state)
-    if job.scaler is not None and states["scaler"] is not None:
-        job.scaler.load_state_dict(states["scaler"])
-    logging.info("Resumed after epoch %d from %s", job.reporter.get_epoch(), job.folder)
-
-
-def _wrap(job: _Job) -> nn.Module:
-    """Wrap the model for several processes or devices.
-
-    Buffers that are not saved (such as base and task vectors of a merge) never change, so that
-    sending them at every forward would be a waste.
-    """
-    if not job.distributed.distributed:
-        if job.distributed.ngpu > 1:
-            raise UserError(
-                "several GPUs in one process are not supported: give "
-                "--multiprocessing_distributed true, or start through espnet2.bin.launch"
-            )
-        return job.model
-    saved = set(job.model.state_dict())
-    ignored = [name for name, _ in job.model.named_buffers() if name not in saved]
-    parallel = nn.parallel.DistributedDataParallel
-    parallel._set_params_and_buffers_to_ignore_for_model(job.model, ignored)
-    device = [torch.cuda.current_device()] if job.distributed.ngpu == 1 else None
-    wrapped = parallel(
-        job.model,
-        device_ids=device,
-        output_device=device[0] if device else None,
-        find_unused_parameters=job.options.unused_parameters,
-        gradient_as_bucket_view=job.options.gradient_as_bucket_view,
-    )
-    if job.options.ddp_comm_hook is not None:
-        from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
-
-        wrapped.register_comm_hook(None, getattr(default_hooks, job.options.ddp_comm_hook))
-    return wrapped
-
-
-def _summary_writers(job: _Job) -> dict[str, Any]:
+def _summary_writers(job: Job) -> dict[str, Any]:
     if not (job.options.use_tensorboard and job.is_main):
         return {}
     from torch.utils.tensorboard import SummaryWriter
@@ -269,7 +211,7 @@ def _summary_writers(job: _Job) -> dict[str, Any]:
     }
 
 
-def _stopped_early(job: _Job) -> bool:
+def _stopped_early(job: Job) -> bool:
     options = job.options
     if options.patience is None or job.reporter.get_epoch() == 0:
         return False
@@ -284,7 +226,7 @@ def _log_epoch(epoch: int, first: int, last: int, seconds: float) -> None:
     logging.info("%d/%d epoch started. Estimated time to finish: %s", epoch, last, left)
 
 
-def _step_schedulers(job: _Job) -> None:
+def _step_schedulers(job: Job) -> None:
     for scheduler in job.schedulers:
         if isinstance(scheduler, AbsValEpochStepScheduler):
             scheduler.step(job.reporter.get_value(*job.options.val_scheduler_criterion))
@@ -292,7 +234,7 @@ def _step_schedulers(job: _Job) -> None:
             scheduler.step()
 
 
-def _report(job: _Job) -> None:
+def _report(job: Job) -> None:
     known = job.reporter.get_all_keys()
     wanted = [tuple(entry[:2]) for entry in job.options.best_model_criterion]
     if not any(key in known for key in wanted):
@@ -310,7 +252,7 @@ def _report(job: _Job) -> None:
         job.reporter.wandb_log()
 
 
-def _best(job: _Job) -> dict[str, list[int]]:
+def _best(job: Job) -> dict[str, list[int]]:
     """Criterion (``valid.macro_f1``) to its epochs, best first; only criteria that exist."""
     return {
         f"{part}.{name}": job.reporter.sort_epochs(part, name, mode)
@@ -319,27 +261,17 @@ def _best(job: _Job) -> dict[str, list[int]]:
     }
 
 
-def _save(job: _Job, epoch: int) -> None:
+def _save(job: Job, epoch: int) -> None:
     """Write the epoch's files so that a kill between any two leaves a training that resumes.
 
     ``checkpoint.pth`` comes after what it implies (the epoch's weights and record) and before the
     removal of what only an earlier one needs.
     """
-    state = job.model.state_dict()
-    save_torch(job.folder / f"{epoch}epoch.pth", state)
+    save_torch(job.folder / f"{epoch}epoch.pth", job.model.state_dict())
     record = getattr(job.model, "record_epoch", None)
     if record is not None:
         record(job.folder, epoch)
-    save_checkpoint(
-        job.folder,
-        {
-            "model": state,
-            "reporter": plain(job.reporter.state_dict()),
-            "optimizers": [optimizer.state_dict() for optimizer in job.optimizers],
-            "schedulers": [s.state_dict() if s is not None else None for s in job.schedulers],
-            "scaler": job.scaler.state_dict() if job.scaler is not None else None,
-        },
-    )
+    save_checkpoint(job.folder, job.states())
     _write_history(job)
     link(job.folder / "latest.pth", f"{epoch}epoch.pth")
     _link_best(job)
@@ -351,7 +283,7 @@ def _save(job: _Job, epoch: int) -> None:
             path.unlink()
 
 
-def _write_history(job: _Job) -> None:
+def _write_history(job: Job) -> None:
     """Write ``history.json``: epoch to part (train, valid) to means of losses and metrics.
 
     The checkpoint has the same beside the weights; this is for plots and people.
@@ -371,18 +303,18 @@ def _write_history(job: _Job) -> None:
     write_json(job.folder / HISTORY, history)
 
 
-def _link_best(job: _Job) -> None:
+def _link_best(job: Job) -> None:
     for criterion, epochs in _best(job).items():
         link(job.folder / f"{criterion}.best.pth", f"{epochs[0]}epoch.pth")
 
 
-def _nbest(job: _Job) -> list[int]:
+def _nbest(job: Job) -> list[int]:
     """``--keep_nbest_models`` as a list; YAML may hold a number."""
     given = job.options.keep_nbest_models
     return [given] if isinstance(given, int) else (list(given) or [1])
 
 
-def _average(job: _Job) -> None:
+def _average(job: Job) -> None:
     """Write ESPnet's ``<criterion>.ave_<n>best.pth`` and ``<criterion>.ave.pth``."""
     if job.reporter.get_epoch() == 0:
         raise UserError("no epoch was trained: raise --max_epoch")

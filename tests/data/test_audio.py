@@ -107,9 +107,9 @@ def test_resampling_filters_what_would_fold_back():
 def test_pipes_run_and_their_failures_are_told(tmp_path):
     path = tmp_path / "x.wav"
     path.write_bytes(encoded(sine(RATE), format="WAV", subtype="PCM_16"))
-    assert len(load_audio(f"cat {path} |")[0]) == RATE
+    assert len(load_audio(f"cat {path} |", allow_pipes=True)[0]) == RATE
     with pytest.raises(UserError, match="cat .*nope.wav.* failed with status 1: .*nope.wav"):
-        load_audio(f"cat {tmp_path}/nope.wav |")
+        load_audio(f"cat {tmp_path}/nope.wav |", allow_pipes=True)
 
 
 @pytest.mark.parametrize("size", [0xFFFFFFFF, 0x7FFFFFFF - 36])

@@ -34,12 +34,12 @@ def make(sounds, **tables):
     return write_data_dir("data/x", wavs, dict.fromkeys(sounds, "spk"), **tables)
 
 
-def refused(*culprits, **options):
+def refused(*culprits, left=(), **options):
     with pytest.raises(UserError) as caught:
         format_data_dir("data/x", "dump/x", **options)
     for culprit in culprits:
         assert culprit in str(caught.value)
-    assert not os.path.exists("dump") or os.listdir("dump") == []
+    assert os.listdir("dump") == list(left) if left else not os.path.exists("dump")
 
 
 def columns(path):
@@ -208,7 +208,11 @@ def test_broken_audio_names_the_utterance_and_leaves_nothing(recipe, content, re
 @pytest.mark.parametrize("workers", [1, 2])
 def test_all_that_is_broken_is_told_at_once(workers):
     make({f"u{i:02}": None for i in range(13)} | {"v": SPEECH})
-    refused("13 of 14", "u00: wav/u00.wav", "u09: ", "and 3 more", num_workers=workers)
+    told = "13 of 14", "u00: wav/u00.wav", "u09: ", "and 3 more, all of them in dump/x.broken.tsv"
+    refused(*told, left=["x.broken.tsv"], num_workers=workers)
+    listed = columns("dump/x.broken.tsv")
+    assert listed.pop("utt") == "reason"
+    assert listed == {f"u{i:02}": f"wav/u{i:02}.wav does not exist" for i in range(13)}
 
 
 def test_a_failure_keeps_the_old_dump(recipe):

@@ -72,7 +72,13 @@ def test_round_trip(tmp_path):
 @pytest.mark.parametrize(
     ("content", "culprit"),
     [
-        ("[]", "no list under `labels`"),
+        ("[]", "found list"),
+        ("{}", "no list under `labels`"),
+        ('{"labels": ["a", "b"], "codes": 5}', "`codes` must be"),
+        ('{"labels": ["a", "b"], "codes": {"x": 1}}', "`codes` must be"),
+        ('{"labels": ["a", "b"], "counts": {"train": 3}}', "`counts` must hold"),
+        ('{"labels": ["a", "b"], "policy": []}', "`policy` must be a text"),
+        ('{"labels": ["a", "b\\u202e"]}', "is no emotion name"),
         ('{"labels": ["a", "b", "a"]}', "'a' is listed twice"),
         ('{"labels": ["a"]}', "at least 2"),
         ('{"labels": ["a", 3]}', "3 is no emotion name"),

@@ -122,10 +122,9 @@ def test_extraction_leaves_nothing_behind_when_it_fails(files, tmp_path):
     save_file({**state, NAME: torch.full((16, 16), torch.nan)}, files[2])
     with pytest.raises(UserError, match=f"'{NAME}' has NaN"):
         extract_vectors(files[0], {"asr": files[1], "ser": files[2]}, outs)
-    assert list((tmp_path / "out").iterdir()) == []
+    assert not (tmp_path / "out").exists()
     state.pop(NAME)
     save_file(state, files[2])
-    (tmp_path / "out").rmdir()
     with pytest.raises(UserError, match=f"'{NAME}' is in .*base.* but not in .*ser"):
         extract_vectors(files[0], {"asr": files[1], "ser": files[2]}, outs)
     assert sorted(tmp_path.iterdir()) == before

@@ -3,9 +3,12 @@
 #
 #   ./adaltm.sh --train_set train --valid_set dev --test_sets test      # everything
 #   ./adaltm.sh --stage asr_expert --stop_stage 8                       # from one to another
+#   ./adaltm.sh --status                                                # how far everything is
+#   ./adaltm.sh --dry_run                                               # what would be done, and why
 #
 # Run it from a recipe's folder, usually through its run.sh. What is done already is skipped, what
-# was interrupted goes on, what changed is done again with everything that follows from it.
+# was interrupted goes on, what changed is done again with everything that follows from it. Runs may go
+# side by side as long as none makes what another one is at: the second is told who, and does nothing.
 # shellcheck disable=SC2034,SC2154,SC2317  # used, assigned and called from utils/
 set -euo pipefail
 set -f # words in options are split, never expanded to file names
@@ -33,7 +36,8 @@ stages=(
 option stage data "first stage, number or name"
 option stop_stage export "last stage, number or name"
 option force false "do these stages again, whatever was done"
-option dry_run false "only say what would be done"
+option dry_run false "only say what would be done, and why"
+option status false "only say how far everything is; exit status 0 if all is done, else 3"
 # How to compute: none of these changes a result beyond rounding
 option ngpu 0 "GPUs per training job and node; 0 is the CPU"
 option num_nodes 1 "nodes per training job"
@@ -41,6 +45,10 @@ option nj 1 "decoding jobs at a time"
 option merge_jobs 1 "merges (and experts, with a control) trained at a time"
 option num_workers 0 "processes that read data, per training job"
 option python "" "Python interpreter or environment instead of that of tools/setup.sh"
+option use_tensorboard true "curves of every training go to its folder, tensorboard/"
+option use_wandb false "they also go to Weights & Biases, after pip install wandb and wandb login"
+option wandb_project "" "project there; empty: that of ESPnet's task"
+option wandb_entity "" "user or team there; empty: your own"
 # Data
 option train_set train "set to train on"
 option valid_set dev "set to choose epochs on"
@@ -54,6 +62,8 @@ option results_dir . "where RESULTS.md, results.json and plots/ go"
 option local_data_opts "" "options for local/data.sh"
 option min_seconds 0.1 "shorter utterances are dropped"
 option max_seconds 30 "longer utterances are dropped"
+option max_broken 0 "utterances with broken audio that are left out instead of stopping: a number, or a share such as 1%"
+option allow_pipes false "run entries of wav.scp that are commands; only for lists that you trust"
 option allow_speaker_overlap false "only warn when sets share speakers"
 option split "" "published_leaky: instead of the corpus' sets, a random tenth of every speaker's utterances, chosen on and reported on, as MTLSER was published; speaker-dependent"
 option token_type unigram "char, unigram or bpe"
@@ -131,6 +141,15 @@ if [ -n "${python}" ]; then export ADALTM_PYTHON=${python}; fi
 export -n python
 . ./path.sh
 . ./cmd.sh
+logging=(--use_tensorboard "${use_tensorboard}")
+if "${use_wandb}"; then
+    python -c 'import sys, importlib.util as u; sys.exit(u.find_spec("wandb") is None)' ||
+        die "--use_wandb: there is no wandb in this Python environment; pip install wandb"
+    logging+=(--use_wandb true)
+    if [ -n "${wandb_project}" ]; then logging+=(--wandb_project "${wandb_project}"); fi
+    if [ -n "${wandb_entity}" ]; then logging+=(--wandb_entity "${wandb_entity}"); fi
+fi
+run_dir=${expdir}
 # run.sh sets it to what was typed; items write it beside their outputs with their stage.
 export ADALTM_RESUME=${ADALTM_RESUME:-$(printf '%q ' "$0" "$@" | sed 's/ $//')}
 
@@ -149,7 +168,10 @@ stage_data() {
 }
 
 stage_audio() {
-    local set file files overlap=() inputs=() dumps=()
+    local set file files overlap=() inputs=() dumps=() words=()
+    # Only where they differ: earlier sets keep their stamps.
+    if [ "${max_broken}" != 0 ]; then words+=(--max_broken "${max_broken}"); fi
+    if "${allow_pipes}"; then words+=(--allow_pipes); fi
     item_logs=${dumpdir}/logs
     for set in ${heard_sets}; do
         files=$(present "${datadir}/${set}@data" segments text utt2emo utt2soft utt2dialog \
@@ -159,7 +181,8 @@ stage_audio() {
             --inputs "${datadir}/${set}/wav.scp@data" "${datadir}/${set}/utt2spk@data" ${files} \
             --outputs "${dumpdir}/${set}"/{wav.scp,utt2spk,utt2num_samples,audit.md,audio/data.1.ark} \
             -- python -m espnet_adaltm.bin.format_audio --data "${datadir}/${set}" \
-            --out "${dumpdir}/${set}" --min_seconds "${min_seconds}" --max_seconds "${max_seconds}"
+            --out "${dumpdir}/${set}" --min_seconds "${min_seconds}" \
+            --max_seconds "${max_seconds}" "${words[@]}"
         inputs+=("${dumpdir}/${set}"/{wav.scp,utt2spk,audio_stats.tsv}@audio)
         # The items above have not run yet: what they will leave is known from what they read.
         for file in text utt2emo; do
@@ -362,7 +385,6 @@ stage_merge() {
 
 stage_baselines() {
     local name seed
-    if [ -z "${baselines}" ]; then echo "[${stage_number}/${#stages[@]} baselines] none asked for"; fi
     stage_jobs=${merge_jobs}
     for name in ${baselines}; do
         for seed in ${seeds}; do declare_baseline "${name}" "${seed}"; done

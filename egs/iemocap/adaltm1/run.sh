@@ -20,6 +20,8 @@ option left_out drop "what becomes of other emotions: drop, or words (kept for t
 option expect_utts 5531 "utterances of the four classes, for parts of the corpus"
 option stage data "first stage, number or name"
 option stop_stage export "last stage, number or name"
+option dry_run false "only say what would be done, and why"
+option status false "only say how far everything is; exit status 0 if all is done, else 3"
 option compare "adaltm:ser_only adaltm:static adaltm:global" "differences to show, first:second"
 option python "" "Python interpreter or environment instead of that of tools/setup.sh"
 option ngpu 0 "GPUs per training job; 0 is the CPU"
@@ -47,9 +49,22 @@ export -n python
 . ./path.sh
 . ./cmd.sh
 
+# With --status or --dry_run, every part is asked in turn, and the last exit status but 0 is that of all.
+asked=()
+asking=false
+# shellcheck disable=SC2154
+if "${status}" || "${dry_run}"; then
+    asking=true
+    asked=(--status "${status}" --dry_run "${dry_run}")
+fi
+code=0
+part() { # part COMMAND...
+    if "${asking}"; then "$@" || code=$?; else "$@"; fi
+}
+
 # once OPTIONS...: adaltm.sh over the whole corpus.
 once() {
-    ./adaltm.sh --train_set all --valid_set all --test_sets all "$@"
+    part ./adaltm.sh --train_set all --valid_set all --test_sets all "$@" "${asked[@]}"
 }
 
 # Stages 1 and 2 are the corpus', the others every fold's.
@@ -70,7 +85,7 @@ case "${stage}" in
         case "${stop_stage}" in
             data | 1 | audio | 2)
                 once "${preset[@]}" --stop_stage "${stop_stage}"
-                exit
+                exit "${code}"
                 ;;
         esac
         once "${preset[@]}" --stop_stage audio
@@ -92,7 +107,7 @@ for ((fold = 1; fold <= folds; fold++)); do
     outputs+=("dump/${folds}/fold${fold}"/{train,dev,test}/wav.scp)
 done
 for fold in ${only_folds}; do exps+=("exp/${folds}/fold${fold}"); done
-python -m espnet_adaltm.bin.run_item --name "folds_${folds}" --workdir dump --shared true \
+"${asking}" || python -m espnet_adaltm.bin.run_item --name "folds_${folds}" --workdir dump --shared true \
     --stage "2/12 audio" --inputs "${inputs[@]}" --outputs "${outputs[@]}" \
     -- python -m espnet_adaltm.bin.make_folds --dump dump/all --out "dump/${folds}" \
     --leave_out "${leave_out}" --group_length 5
@@ -120,6 +135,13 @@ else
     job=utils/run.pl
 fi
 here=(env cmd_backend=local train_cmd= cuda_cmd= decode_cmd=)
+if "${asking}"; then
+    for fold in ${only_folds}; do
+        echo "Fold ${fold} of ${folds}"
+        part "${here[@]}" ./adaltm.sh "${words[@]//JOB/${fold}}" "${asked[@]}"
+    done
+    exit "${code}"
+fi
 log=exp/${folds}/log/fold.JOB.log
 echo "folds: ${only_folds}; logs: ${log/JOB/N}"
 if [ "${#exps[@]}" -eq "${folds}" ]; then

@@ -44,7 +44,14 @@ cores=$(env -u OMP_NUM_THREADS nproc)
         --token_type unigram --n_tokens 100 --merge_jobs "${cores}" --nj "${cores}" \
         "${preset[@]}" "${rest[@]}" &
     trap 'kill -TERM $! 2>/dev/null; wait $!; exit 143' INT TERM HUP
-    wait $!
+    trap 'again=true; kill -USR1 $! 2>/dev/null' USR1
+    again=true
+    while "${again}"; do # a signal ends `wait`, not what it waits for
+        again=false
+        code=0
+        wait $! || code=$?
+    done
+    if [ "${code}" -ne 0 ]; then exit "${code}"; fi
     if [ "${size}" != full ]; then
         echo "This run shows that everything works; ./run.sh --size full carries the evidence."
     fi

@@ -67,7 +67,7 @@ base_seed=${expert_seed}
 
 # tag WORDS: "_<hash>" of overrides that change the result; nothing if there are none.
 tag() {
-    local words ignored="max_epoch|num_workers|ngpu|log_interval|log_level|use_tensorboard|wandb_[a-z]+"
+    local words ignored="max_epoch|num_workers|ngpu|log_interval|log_level|use_tensorboard|wandb_[a-z_]+"
     words=$(echo "$*" | sed -E "s/--(${ignored}|use_wandb)[ =][^ ]+//g" | xargs)
     if [ -n "${words}" ]; then
         printf '_%s' "$(printf '%s' "${words}" | sha256sum | cut -c1-6)"
@@ -233,7 +233,7 @@ present() {
 
 # training SEED: options shared by all trainings, in the array `training`, and their job command.
 training() {
-    training=(--seed "$1" --num_workers "${num_workers}" --feats_type "${feats_type}"
+    training=(--seed "$1" --num_workers "${num_workers}" "${logging[@]}" --feats_type "${feats_type}"
         --train_dump "${dumpdir}/${train_set}" --valid_dump "${dumpdir}/${valid_set}")
     if [ "${num_nodes}" -gt 1 ]; then
         item_cmd="python -m espnet2.bin.launch --cmd '${cuda_cmd}' --ngpu ${ngpu}"

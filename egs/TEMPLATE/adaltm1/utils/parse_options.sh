@@ -6,11 +6,13 @@
 #   parse_options "$@"                          # sets $nj, $force; --help prints the list
 #
 # Accepted: --nj 8, --nj=8, and - for _ in names. An option that does not exist is refused with the
-# nearest that does; so is one without a value and a boolean that is neither true nor false.
+# nearest that does; so is one without a value and a boolean that is neither true nor false. Only the
+# `flags` may stand alone: --status is --status true.
 # `take_options` is the same for a script that passes what it does not know on to another one: it
 # collects that in the array `rest`.
 
 declare -a option_names=() rest=()
+flags=" status dry_run "
 declare -A option_default=() option_help=()
 
 option() { # option NAME DEFAULT HELP
@@ -83,6 +85,9 @@ _parse() { # _parse UNKNOWN ARGUMENT..., UNKNOWN is refuse or keep
         name=${word#--}
         name=${name%%=*}
         name=${name//-/_}
+        if [[ "${flags}" == *" ${name} "* && "${word}" != *=* ]] && [[ $# -eq 0 || "$1" == --* ]]; then
+            set -- true "$@"
+        fi
         if ! _is_option "${name}"; then
             [ "${unknown}" = keep ] || die "unknown option --${name}$(_nearest "${name}")"
             rest+=("${word}")

@@ -21,6 +21,14 @@ stage_jobs=1
 item_cmd=
 item_logs=
 item_queue=
+# Of the run.
+scratch=
+run_file=
+run_fd=
+# A queue with a time limit warned with SIGUSR1: what runs saves, nothing new begins, and status 75
+# says that the same command goes on (espnet_adaltm/stopping.py).
+warned=false
+trap 'warned=true' USR1
 
 print_stages() {
     local i
@@ -65,37 +73,89 @@ item() { # item NAME WORKDIR [run_item options] -- COMMAND...
     printf '%s\0' "${#words[@]}" "${words[@]}" >>"${item_queue}"
 }
 
-# run_stages FIRST LAST: the functions of these stages, and the items they declare.
+# run_stages FIRST LAST: the functions of these stages, and the items they declare. With `run_dir`, a
+# run enters there what it is going to make, and is refused if another one makes some of it; see
+# espnet_adaltm/locks.py.
 run_stages() {
-    local number
-    item_queue=$(mktemp)
-    trap 'rm -f "${item_queue}"' EXIT
-    for ((number = $1; number <= $2; number++)); do
-        stage_number=${number}
-        stage_name=${stages[number - 1]%%:*}
-        stage_jobs=1
-        item_cmd=${train_cmd}
-        item_logs=
+    local number listed=()
+    scratch=$(mktemp -d)
+    trap 'rm -rf "${scratch}" ${run_file:+"${run_file}"}' EXIT
+    # In a shell of its own: what stage functions remember must not last until they are called again.
+    (
+        item_queue=${scratch}/whole
         : >"${item_queue}"
-        "stage_${stage_name}"
-        if [ -s "${item_queue}" ]; then _run_queue; fi
-        if ! "${dry_run}" && declare -F "after_${stage_name}" >/dev/null; then
-            "after_${stage_name}"
+        for ((number = $1; number <= $2; number++)); do _declare "${number}"; done >/dev/null
+    )
+    for ((number = $1; number <= $2; number++)); do
+        listed+=("${number}/${#stages[@]} ${stages[number - 1]%%:*}")
+    done
+    if "${dry_run}" || "${status:-false}"; then
+        python -m espnet_adaltm.bin.run_item --batch "${scratch}/whole" --list "${dry_run}" \
+            --status "${status:-false}" --run_dir "${run_dir:-}" \
+            --stages "$(printf '%s\n' "${listed[@]}")"
+        return
+    fi
+    _open_run_file
+    item_queue=${scratch}/stage
+    for ((number = $1; number <= $2; number++)); do
+        : >"${item_queue}"
+        _declare "${number}"
+        if [ -s "${item_queue}" ]; then
+            _run_queue
+        else
+            echo "[${listed[number - $1]}] none asked for"
         fi
+        if declare -F "after_${stage_name}" >/dev/null; then "after_${stage_name}"; fi
     done
 }
 
+# Sets run_file and run_fd: bash keeps the file open, and with it the lock that the first run_item takes
+# on it. Where nothing can be written, the first item that has to run says so.
+_open_run_file() {
+    local file=${run_dir:-}/.runs/${HOSTNAME}-$$-${RANDOM}.json
+    if [ -n "${run_dir:-}" ] && mkdir -p "${file%/*}" 2>/dev/null && [ -w "${file%/*}" ]; then
+        run_file=${file}
+        exec {run_fd}>"${run_file}"
+    fi
+}
+
+# _declare NUMBER: the items of a stage go to the queue.
+_declare() {
+    stage_number=$1
+    stage_name=${stages[$1 - 1]%%:*}
+    stage_jobs=1
+    item_cmd=${train_cmd}
+    item_logs=
+    "stage_${stage_name}"
+}
+
 _run_queue() {
-    local code=0 threads=${OMP_NUM_THREADS:-}
+    local code interrupted threads=${OMP_NUM_THREADS:-} entering=()
+    if "${warned}"; then exit 75; fi
+    if [ -n "${run_fd}" ]; then
+        entering=(--whole "${scratch}/whole" --run_file "${run_file}" --run_fd "${run_fd}" --run_pid $$)
+        run_fd=
+    fi
     if [ -z "${threads}" ] && [ "${stage_jobs}" -gt 1 ]; then
         threads=$(($(nproc) / stage_jobs))
         if [ "${threads}" -lt 1 ]; then threads=1; fi
     fi
     # In the background, because bash handles signals only between commands or in `wait`.
-    env ${threads:+"OMP_NUM_THREADS=${threads}"} python -m espnet_adaltm.bin.run_item \
-        --batch "${item_queue}" --jobs "${stage_jobs}" --list "${dry_run}" &
+    (
+        trap '' USR1 # until it hears it
+        exec env ${threads:+"OMP_NUM_THREADS=${threads}"} python -m espnet_adaltm.bin.run_item \
+            --batch "${item_queue}" --jobs "${stage_jobs}" "${entering[@]}"
+    ) &
     trap 'kill -TERM $! 2>/dev/null; wait $!; exit 143' INT TERM HUP
-    wait $! || code=$?
+    trap 'warned=true interrupted=true; kill -USR1 $! 2>/dev/null' USR1
+    interrupted=true
+    while "${interrupted}"; do # the signal ends `wait`, not what it waits for
+        interrupted=false
+        code=0
+        wait $! || code=$?
+    done
     trap - INT TERM HUP
+    trap 'warned=true' USR1
+    if [ "${code}" -eq 0 ] && "${warned}"; then code=75; fi
     if [ "${code}" -ne 0 ]; then exit "${code}"; fi
 }
