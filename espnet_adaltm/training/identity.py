@@ -91,7 +91,9 @@ def _changes(saved: Mapping[str, Any], new: Mapping[str, Any]) -> Iterable[str]:
     absent = object()
     for part, label in (("options", "--"), ("inputs", "the contents of ")):
         old_part, new_part = saved.get(part, {}), new[part]
-        for name in sorted({*old_part, *new_part}):
+        # Names that count no longer, or not yet when the training began.
+        skipped = IRRELEVANT | PLACES if part == "options" else frozenset()
+        for name in sorted({*old_part, *new_part} - skipped):
             old, now = old_part.get(name, absent), new_part.get(name, absent)
             if old == now:
                 continue

@@ -24,6 +24,11 @@ def test_options_that_do_not_change_the_result_may_change(tmp_path, name):
     identity.check_identity(tmp_path, made(**{name: 2}))
 
 
+def test_places_that_an_earlier_version_wrote_down_do_not_count(tmp_path):
+    identity.write_identity(tmp_path, {**made(), "options": {**made()["options"], "base": "a"}})
+    identity.check_identity(tmp_path, made())
+
+
 def test_changed_option_is_named_with_both_values(tmp_path):
     identity.write_identity(tmp_path, made())
     with pytest.raises(UserError, match=r"--head_lr was 0.001 and is now 0.01.*--output_dir"):
