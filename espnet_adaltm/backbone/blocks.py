@@ -8,9 +8,9 @@ goes with block 1; ``encoder.layer_norm`` goes with the last block, whose output
 (pre-norm models such as WavLM-Large), or with block 0, whose output it normalises (post-norm models
 such as WavLM-Base, ``norm_first=False``).
 
-    blocks = BlockMap.of(torch.load("checkpoint.pt"))   # any state dictionary, or names
-    blocks["encoder.layers.3.layer_norm.bias"]          # (4, "norm")
-    blocks.unmatched                                    # heads and the like: they stay the base's
+    blocks = BlockMap.of(model.state_dict())      # any state dictionary, or names
+    blocks["encoder.layers.3.layer_norm.bias"]    # (4, "norm")
+    blocks.unmatched                              # heads and the like: they stay the base's
 """
 
 import re

@@ -62,22 +62,18 @@ class _TracedEncoder(SpeechEncoder):
         bias = F.embedding(buckets[at[None, :] - at[:, None] + size - 1], embedding.weight)
         return bias.permute(2, 0, 1)
 
-    def _attend(
-        self, module: nn.Module, x: Tensor, bias: Tensor | None, padding: Tensor | None
+    @staticmethod
+    def _weigh(
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        gate: Tensor | None,
+        bias: Tensor | None,
+        padding: Tensor | None,
+        dropout: float,
     ) -> Tensor:
-        batch, size, width = x.shape
-        heads = module.num_heads
-        query, key, value = (
-            projection(x).view(batch, size, heads, -1).transpose(1, 2)
-            for projection in (module.q_proj, module.k_proj, module.v_proj)
-        )
-        added = padding
-        if bias is not None:
-            linear = module.gru_rel_pos_linear
-            gate = ops.position_gate(x, linear.weight, linear.bias, module.gru_rel_pos_const, heads)
-            added = gate * bias + padding
-        out = F.scaled_dot_product_attention(query, key, value, attn_mask=added)
-        return module.out_proj(out.transpose(1, 2).reshape(batch, size, width))
+        added = padding if bias is None else gate * bias + padding
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=added)
 
     def _feed_forward(self, module: nn.Module, x: Tensor) -> Tensor:
         return module.output_dense(module.intermediate_act_fn(module.intermediate_dense(x)))

@@ -37,8 +37,9 @@ class PairedTest:
         p: Two-sided bootstrap p.
         p_holm: The same after Holm's correction.
         p_seeds: With the seeds of the trainings resampled too.
-        by_unit: Resampling unit to ``percentile``, ``bca`` and ``p``; of the view ``all``.
-        mcnemar: One per pair of seeds, of ``wa`` in the view ``all``.
+        by_unit: Resampling unit to ``p`` and, in detail, ``percentile`` and ``bca``; of the view
+            ``all``.
+        mcnemar: In detail, one per pair of seeds, of ``wa`` in the view ``all``.
     """
 
     first: str
@@ -74,8 +75,19 @@ def paired_tests(
     views: Sequence[str],
     metrics: Sequence[str] = COMPARED,
     options: Bootstrap | None = None,
+    *,
+    detailed: bool = True,
 ) -> list[PairedTest]:
-    """Tests of every pair, view and metric that both systems have; Holm within each metric."""
+    """Tests of every pair, view and metric that both systems have; Holm within each metric.
+
+    Args:
+        scores: Of the test set.
+        pairs: Names, first minus second.
+        views: ``all`` and channels.
+        metrics: What is compared.
+        options: Of the intervals.
+        detailed: Also intervals by every unit, and McNemar's tests: too much for all pairs.
+    """
     options = options or Bootstrap()
     found: list[PairedTest] = []
     for metric in metrics:
@@ -89,7 +101,8 @@ def paired_tests(
             ]
         adjusted = holm([row[3].p for row in rows])
         found += [
-            _test(scores, options, metric, *row, p_holm) for row, p_holm in zip(rows, adjusted)
+            _test(scores, options, metric, *row, p_holm, detailed)
+            for row, p_holm in zip(rows, adjusted)
         ]
     return found
 
@@ -109,14 +122,17 @@ def _test(
     view: str,
     found: Comparison,
     p_holm: float,
+    detailed: bool,
 ) -> PairedTest:
     by_unit = tests = None
     if view == ALL:
-        by_unit = {options.unit: _unit_json(found)}
+        units = {options.unit: found}
         for unit in scores.other_units:
-            values = scores.get(metric, unit=unit)
-            by_unit[unit] = _unit_json(_compare(values, first, second, options))
-        if metric == "wa":
+            units[unit] = _compare(scores.get(metric, unit=unit), first, second, options)
+        by_unit = {
+            unit: _unit_json(one) if detailed else {"p": one.p} for unit, one in units.items()
+        }
+        if detailed and metric == "wa":
             tests = [asdict(test) for test in mcnemar_tests(scores, first, second)]
     low, high = found.interval(options.interval)
     return PairedTest(
@@ -188,12 +204,12 @@ def run_tests(
     reference = reference_system(pairs)
     others = [(reference, s.name) for s in systems if s.name != reference] if reference else []
     found: dict[str, dict[str, str]] = {}
-    for test in paired_tests(scores, others, [ALL], columns(scores), options):
+    for test in paired_tests(scores, others, [ALL], columns(scores), options, detailed=False):
         found.setdefault(test.metric, {})[test.second] = "*" * (test.p_holm < SIGNIFICANT)
     return SetTests(
         paired_tests(scores, pairs, [ALL], options=options),
         paired_tests(scores, pairs, channels, options=options),
-        paired_tests(scores, all_pairs(systems), [ALL], options=options),
+        paired_tests(scores, all_pairs(systems), [ALL], options=options, detailed=False),
         reference,
         found,
         {metric: best_separated(scores.get(metric), metric) for metric in columns(scores)},

@@ -146,7 +146,7 @@ def _frames():
 @pytest.mark.integration
 def test_two_processes_hold_the_clusters_of_one(tmp_path):
     torch.multiprocessing.spawn(_work, (tmp_path / "rendezvous", tmp_path / "rank"), nprocs=2)
-    ranks = [torch.load(tmp_path / f"rank{rank}") for rank in range(2)]
+    ranks = [torch.load(tmp_path / f"rank{rank}", weights_only=True) for rank in range(2)]
     for one, other in zip(*ranks):
         assert all(torch.equal(one[name], other[name]) for name in one)
     single = started([4.0, 4.0, 0.1], decay=0.9, dead=0.1)

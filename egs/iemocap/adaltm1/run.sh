@@ -128,6 +128,7 @@ words=(
     --token_type char --n_tokens 0 --report_args "--audio none" --recipe "iemocap, fold JOB of ${folds}"
     "${rest[@]}"
 )
+# shellcheck disable=SC2154  # cmd.sh assigns
 if [ "${cmd_backend}" = slurm ]; then
     job="${cuda_cmd}"
     if [ "${ngpu}" -gt 0 ]; then job+=" --gpu ${ngpu}"; fi
