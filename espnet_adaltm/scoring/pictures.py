@@ -8,6 +8,7 @@ import numpy as np
 
 from espnet_adaltm.files import read_json, write_json
 from espnet_adaltm.scoring import curves, mtl_plots, plots, vector_plots
+from espnet_adaltm.scoring.adapter_plot import AdapterTraining, adapter_training
 from espnet_adaltm.scoring.artefacts import (
     HISTORY,
     OTHER_LOSS,
@@ -53,7 +54,7 @@ def draw_all(
         found |= _coefficients(folder, system)
     for system in systems:
         found |= _conflicts(folder, system, systems) | _sweep(folder, system)
-    found |= _task_vectors(folder, task_vectors)
+    found |= _adapters(folder, systems) | _task_vectors(folder, task_vectors)
     if connectivity is not None:
         found |= _connectivity(folder, connectivity)
     for score in scores:
@@ -145,6 +146,21 @@ def _sweep(folder: Path, system: System) -> dict[str, Path]:
     write_json(folder / f"sweep_{system.name}.json", report)
     picture = mtl_plots.sweep_plot(folder / f"sweep_{system.name}.png", report)
     return {f"{system.name}: weights of its tasks, on the validation set": picture}
+
+
+def _adapters(folder: Path, systems: Sequence[System]) -> dict[str, Path | None]:
+    """Trainings of adapters without labels, which lie beside the systems that start from them."""
+    found = {}
+    for system in systems:
+        beside = [path.with_name(f"{path.name}_adapter") for path in system.folders.values()]
+        done = [path for path in beside if (path / "adapter.json").exists()]
+        if done:
+            histories = [read_json(path / HISTORY) for path in done]
+            attributes = read_json(done[0] / "adapter.json")
+            used = attributes["attributes"] if attributes["attribute_weight"] else 0
+            found[system.name] = AdapterTraining(histories, used)
+    title = "Adapters trained without labels: do their targets collapse?"
+    return {title: adapter_training(folder / "adapter_training.png", title, found)}
 
 
 def _task_vectors(folder: Path, sources: Sequence[Path]) -> dict[str, Path | None]:
