@@ -125,7 +125,8 @@ class MemoryLayer(nn.Module):
         self.gate = nn.Parameter(torch.zeros(()))
         # For unit keys the inner layer then has a norm of about one, whatever its width.
         self.first = nn.Parameter(torch.randn(width, size) * 2 / width**0.5)
-        self.second = nn.Parameter(torch.zeros(size, width))
+        # Not zero: behind a closed gate a memory that nobody writes to could never learn anything.
+        self.second = nn.Parameter(torch.randn(size, width) * 0.1 / width**0.5)
         nn.init.zeros_(self.gates.weight)
         with torch.no_grad():
             self.gates.bias.copy_(torch.tensor([_MOMENTUM, _STEP, _FORGET]))

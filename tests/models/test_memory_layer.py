@@ -205,6 +205,22 @@ def test_every_weight_learns_from_the_second_turn():
     assert still == []
 
 
+def test_a_fresh_layer_that_is_never_written_to_can_learn():
+    torch.manual_seed(0)
+    layer = MemoryLayer(DIM, size=5, width=8)
+    hidden = torch.randn(2, 6, DIM)
+    wanted = hidden + torch.randn(DIM)
+    optimizer = torch.optim.Adam(layer.parameters(), lr=0.01)
+    losses = []
+    for _ in range(60):
+        loss = (layer(hidden, None, Turns(("a", "b"), learn=False)) - wanted).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < 0.7 * losses[0]
+
+
 @torch.no_grad()
 def test_a_dialogue_goes_on_bit_identically_in_another_process(tmp_path):
     def build():
