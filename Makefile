@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help env demo test test-slurm lint clean
+.PHONY: help env demo test test-slurm test-reliability lint clean
 
 ENVIRONMENT := tools/.setup/done
 ENVIRONMENT_SOURCES := $(wildcard tools/requirements*.txt) tools/overrides.txt tools/setup.sh \
@@ -11,7 +11,7 @@ PYTHON = . tools/activate_python.sh && python
 SHELL_SCRIPTS = $(shell git ls-files -co --exclude-standard '*.sh' '*.pl')
 
 help: ## this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
 
 $(ENVIRONMENT): $(ENVIRONMENT_SOURCES)
 	tools/setup.sh --dev
@@ -21,11 +21,14 @@ env: $(ENVIRONMENT) ## the Python environment, with what the tests need
 demo: $(ENVIRONMENT) ## the whole pipeline on a small synthetic corpus
 	cd egs/mini_espeak/adaltm1 && ./run.sh --size quick
 
-test: lint ## style, and all tests but those on a Slurm
-	export OMP_NUM_THREADS=1; $(PYTHON) -m pytest -n 2 --durations=15 -m "not slurm" tests
+test: lint ## style, and all tests but those of the two lines below
+	export OMP_NUM_THREADS=1; $(PYTHON) -m pytest -n 2 --durations=15 -m "not slurm and not reliability" tests
 
 test-slurm: $(ENVIRONMENT) ## the recipe on a Slurm that is started here (Debian: slurm-wlm, munge)
 	export OMP_NUM_THREADS=1; $(PYTHON) -m pytest -m slurm tests/recipes/test_slurm.py
+
+test-reliability: $(ENVIRONMENT) ## a hundred kills of the recipe at random moments; about an hour
+	export OMP_NUM_THREADS=1; $(PYTHON) -m pytest -m reliability tests/recipes/test_reliability.py
 
 lint: $(ENVIRONMENT) ## style of Python and shell
 	$(PYTHON) -m ruff check .

@@ -21,11 +21,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from espnet_adaltm.errors import UserError
+from espnet_adaltm.files import is_running
 from espnet_adaltm.stopping import CONTINUE, WARNING, hearing, warn
 
 TAIL_LINES = 30
 LONGEST_LINE = 2000
 KILL_AFTER_SECONDS = 5.0
+RUNNER = "ADALTM_RUNNER"
 _ARRAY = re.compile(r"^([A-Za-z_]\w*)=(\d+)(?::(\d+))?$")
 _ENDED = re.compile(r"^# Ended \(code (\d+)\)", re.MULTILINE)
 
@@ -176,6 +178,19 @@ def kill_group(process: subprocess.Popen, patience: float = KILL_AFTER_SECONDS) 
             time.sleep(0.02)
 
 
+def end_all(find: Callable[[], list[int]], patience: float = KILL_AFTER_SECONDS) -> None:
+    """End processes, firmly; ``find`` says which are left."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        for process in find():
+            with suppress(ProcessLookupError):
+                os.kill(process, number)
+        end = time.monotonic() + patience
+        while time.monotonic() < end:
+            if not find():
+                return
+            time.sleep(0.1)
+
+
 def _group_runs(group: int) -> bool:
     """Whether a process group has a member that is not a zombie."""
     if not Path("/proc/self/stat").exists():
@@ -195,14 +210,26 @@ def _group_runs(group: int) -> bool:
     return False
 
 
+def started_here() -> dict[str, str]:
+    """What tells a command, in its environment, that this process started it."""
+    return {RUNNER: f"{os.uname().nodename} {os.getpid()}"}
+
+
 def die_with_parent() -> None:
-    """Ask Linux for SIGTERM when the parent goes, however it goes; elsewhere do nothing."""
+    """Ask Linux for SIGTERM when the parent goes, however it goes; elsewhere do nothing.
+
+    Raises:
+        SystemExit: It went before it could be asked for (`started_here` told who it was).
+    """
     try:
         import ctypes
 
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
     except (ImportError, OSError, AttributeError):
         pass
+    host, _, runner = os.environ.get(RUNNER, "").partition(" ")
+    if host == os.uname().nodename and runner.isdecimal() and not is_running(int(runner)):
+        raise SystemExit(128 + signal.SIGTERM)
 
 
 @contextmanager

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import IO
 
 from espnet_adaltm.errors import UserError
+from espnet_adaltm.files import is_running
 
 RUNS = ".runs"
 # Whoever looks whether a lock is held holds it for a moment.
@@ -65,15 +66,7 @@ class Holder:
     @property
     def gone(self) -> bool:
         """Whether the process ran on this machine and has ended."""
-        if self.host != os.uname().nodename:
-            return False
-        try:
-            os.kill(self.pid, 0)
-        except ProcessLookupError:
-            return True
-        except (OSError, OverflowError):
-            return False
-        return False
+        return self.host == os.uname().nodename and not is_running(self.pid)
 
     def __str__(self) -> str:
         """For messages."""
@@ -136,6 +129,24 @@ def locked(
 def _write(descriptor: int, holder: Holder) -> None:
     os.ftruncate(descriptor, 0)
     os.write(descriptor, f"{json.dumps(asdict(holder))}\n".encode())
+
+
+def holders(path: Path) -> list[int]:
+    """Other processes that have the file of a lock open; none where there is no ``/proc``."""
+    found = []
+    for entry in os.listdir("/proc") if os.path.isdir("/proc") else []:
+        with suppress(OSError):  # gone meanwhile, or somebody else's
+            if entry.isdigit() and int(entry) != os.getpid() and _has_open(entry, path):
+                found.append(int(entry))
+    return found
+
+
+def _has_open(process: str, path: Path) -> bool:
+    for name in os.listdir(f"/proc/{process}/fd"):
+        with suppress(OSError):  # closed meanwhile
+            if os.path.samefile(f"/proc/{process}/fd/{name}", path):
+                return True
+    return False
 
 
 def require_free(path: Path, what: str) -> None:

@@ -3,6 +3,10 @@ import multiprocessing
 import os
 import signal
 import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 
@@ -231,3 +235,16 @@ def test_require(tmp_path):
     (tmp_path / "x").write_text("")
     with pytest.raises(UserError, match="x is empty: run stage 2 again"):
         files.require(tmp_path / "x", "stage 2")
+
+
+def test_a_process_that_ended_unseen_does_not_run():
+    assert files.is_running(os.getpid())
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    end = time.monotonic() + 30
+    while files.is_running(child.pid):  # a zombie: it has not been waited for
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    assert Path(f"/proc/{child.pid}").exists()
+    child.wait()
+    assert not files.is_running(child.pid)
+    assert files.is_running(2**80)  # no number of a process: in doubt, yes

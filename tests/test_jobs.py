@@ -109,6 +109,17 @@ def test_terminated_command_ends_its_jobs():
         time.sleep(0.02)
 
 
+def test_nothing_is_started_for_a_runner_that_is_gone():
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    here = os.uname().nodename
+    for runner, code in ((f"{here} {gone.pid}", 143), (f"{here} {os.getpid()}", 0), ("far 1", 0)):
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "ADALTM_RUNNER": runner}
+        words = [sys.executable, "-m", "espnet_adaltm.bin.run_job", "local", "log", "touch", "made"]
+        assert subprocess.run(words, env=environment).returncode == code, runner
+        assert Path("made").exists() == (code == 0)
+
+
 # ------------------------------------------------------------------------- logs and disks
 GIGABYTE = 1 << 30
 

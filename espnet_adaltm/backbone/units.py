@@ -16,14 +16,14 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save as to_bytes
 from torch import Tensor
 
 from espnet_adaltm.backbone.arks import SAMPLE_RATE, ArkWriter, Waveforms
 from espnet_adaltm.backbone.encoder import SpeechEncoder
 from espnet_adaltm.backbone.geometry import CnnGeometry
 from espnet_adaltm.errors import UserError
-from espnet_adaltm.files import Pathlike, atomic_dir, atomic_open, require
+from espnet_adaltm.files import Pathlike, atomic_dir, atomic_path, require
+from espnet_adaltm.merging.tensor_file import write_tensor_file
 from espnet_adaltm.progress import progress
 
 FeaturesFn = Callable[[np.ndarray], Tensor]
@@ -230,10 +230,14 @@ def apply_units(
 
 
 def save_units(model: UnitModel, path: Pathlike, **metadata: str) -> None:
-    """Write the model as safetensors, with ``metadata`` (how its features were made)."""
-    tensors = {"centroids": model.centroids, "mean": model.mean, "scale": model.scale}
-    with atomic_open(path, "wb") as handle:
-        handle.write(to_bytes(tensors, metadata=metadata))
+    """Write the model as safetensors, with ``metadata`` (how its features were made).
+
+    The bytes are the same every time: the safetensors package writes metadata in a random order.
+    """
+    values = {"centroids": model.centroids, "mean": model.mean, "scale": model.scale}
+    with atomic_path(path) as temporary:
+        tensors = {name: torch.from_numpy(value) for name, value in values.items()}
+        write_tensor_file(temporary, tensors, metadata)
 
 
 def load_units(path: Pathlike) -> tuple[UnitModel, dict[str, str]]:

@@ -149,9 +149,14 @@ def test_a_later_iteration_clusters_a_hidden_layer(tmp_path):
 
 def test_model_file(tmp_path):
     model = UnitModel(*(np.random.default_rng(0).normal(size=(3, 2, 4)).astype(np.float32)))
-    save_units(model, tmp_path / "units.safetensors", kind="mfcc")
+    described = {"seed": "1", "kind": "mfcc", "mean_norm": "true", "layer": "0"}
+    contents = set()
+    for _ in range(8):  # what depends on the file would be made again if it came out otherwise
+        save_units(model, tmp_path / "units.safetensors", **described)
+        contents.add((tmp_path / "units.safetensors").read_bytes())
+    assert len(contents) == 1
     loaded, metadata = load_units(tmp_path / "units.safetensors")
-    assert metadata == {"kind": "mfcc"}
+    assert metadata == described
     assert np.array_equal(loaded.centroids, model.centroids)
     (tmp_path / "units.safetensors").write_bytes(b"12345678901234")
     with pytest.raises(UserError, match="damaged"):

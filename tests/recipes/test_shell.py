@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from espnet_adaltm.files import is_running
+
 ROOT = Path(__file__).parents[2]
 TEMPLATE = ROOT / "egs" / "TEMPLATE" / "adaltm1"
 DEMO = ROOT / "egs" / "mini_espeak" / "adaltm1"
@@ -248,17 +250,9 @@ def test_terminated_script_ends_what_it_started(tmp_path):
         time.sleep(0.02)
     process.terminate()
     assert process.wait(30) == 143
-    while is_alive(int(pid.read_text())):  # on a busy machine it is reaped a little later
+    while is_running(int(pid.read_text())):
         assert time.monotonic() < end + 30
         time.sleep(0.02)
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 def test_new_recipe(tmp_path):

@@ -10,8 +10,10 @@ speakers that take turns; the emotion of a turn repeats the last one's with prob
 """
 
 import hashlib
+import io
 import itertools
 import multiprocessing
+import os
 import random
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -33,7 +35,7 @@ from espnet_adaltm.data.corpora.mini_espeak_voices import (
 from espnet_adaltm.data.datadir import write_data_dir
 from espnet_adaltm.data.label_share import nested_subset
 from espnet_adaltm.errors import UserError
-from espnet_adaltm.files import read_json, write_json
+from espnet_adaltm.files import atomic_open, read_json, write_json
 from espnet_adaltm.progress import progress
 
 CHANNELS = ("voice", "words", "both")
@@ -281,12 +283,10 @@ def _write_wav(job: tuple[Utterance, Path]) -> int:
     if _engine is None:
         raise AssertionError("the worker was not started")
     samples = render(utterance, _engine)
-    try:
-        soundfile.write(path, samples, SAMPLE_RATE, subtype="PCM_16")
-    except (OSError, soundfile.LibsndfileError) as error:
-        raise UserError(
-            f"{path} cannot be written ({error}): free the disk or change it"
-        ) from error
+    content = io.BytesIO()
+    soundfile.write(content, samples, SAMPLE_RATE, format="WAV", subtype="PCM_16")
+    with atomic_open(path, "wb", sync=False) as handle:
+        handle.write(content.getbuffer())
     return len(samples)
 
 
@@ -328,6 +328,7 @@ def write_audio(utterances: Sequence[Utterance], audio_dir: Path, num_workers: i
     with ProcessPoolExecutor(num_workers, context, _start_worker) as pool:
         for _ in progress(pool.map(_write_wav, jobs, chunksize=8), "speaking", len(jobs)):
             pass
+    os.sync()  # once, before the marker says that all of it is there
     write_json(marker, identity)
     return True
 

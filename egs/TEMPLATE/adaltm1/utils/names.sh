@@ -236,8 +236,8 @@ training() {
     training=(--seed "$1" --num_workers "${num_workers}" "${logging[@]}" --feats_type "${feats_type}"
         --train_dump "${dumpdir}/${train_set}" --valid_dump "${dumpdir}/${valid_set}")
     if [ "${num_nodes}" -gt 1 ]; then
-        item_cmd="python -m espnet2.bin.launch --cmd '${cuda_cmd}' --ngpu ${ngpu}"
-        item_cmd+=" --num_nodes ${num_nodes} --init_file_prefix ${expdir}/.dist_init_ --log {log} --"
+        item_cmd="python -m espnet_adaltm.training.nodes --cmd '${cuda_cmd}' --ngpu ${ngpu}"
+        item_cmd+=" --num_nodes ${num_nodes} --log {log} --"
     elif [ "${ngpu}" -gt 0 ]; then
         item_cmd="${cuda_cmd} --gpu ${ngpu}"
         training+=(--ngpu "${ngpu}" --multiprocessing_distributed true)
