@@ -4,25 +4,29 @@
     hidden, lengths = encoder(speech, lengths)               # 25 tensors [B, T, 1024]
 
 The modules, their names and their numbers are Hugging Face's; how they are computed is not: the CNN
-stays channels-last, attention keeps no weights, the position bias is built once. Three things are
+stays channels-last, attention keeps no weights, the position bias is built once. Gradient
+checkpointing is switched on as theirs is, `body.gradient_checkpointing_enable()`. Three things are
 different on purpose: results do not depend on padding (group-norm front ends included), layer drop
 and Hugging Face's random SpecAugment never happen, and the positional convolution holds its
 effective weight instead of weight norm's two factors.
 """
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+from torch.utils.checkpoint import checkpoint
 
 from espnet_adaltm.backbone import ops
 from espnet_adaltm.backbone.attention import attention
 from espnet_adaltm.backbone.geometry import CnnGeometry, conv_length
 from espnet_adaltm.errors import UserError
+from espnet_adaltm.text import some
 
 if TYPE_CHECKING:  # importing the models takes seconds: only where one is built
     from transformers import PretrainedConfig, PreTrainedModel
@@ -246,8 +250,11 @@ class SpeechEncoder(nn.Module):
         if valid is not None:
             padding = torch.zeros_like(valid, dtype=x.dtype).masked_fill(~valid, float("-inf"))
             padding = padding[:, None, None, :]
+        run: Callable[..., Tensor] = self._layer
+        if self.training and torch.is_grad_enabled() and encoder.gradient_checkpointing:
+            run = partial(checkpoint, self._layer, use_reentrant=False)
         for layer in encoder.layers:
-            x = self._layer(layer, x, bias, padding)
+            x = run(layer, x, bias, padding)
             hidden.append(x)
         if self.norm_first:
             hidden[-1] = encoder.layer_norm(x)
@@ -363,17 +370,12 @@ def check_state(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> 
         "unexpected": [name for name in found if name not in expected],
         "of another shape": shapes,
     }
-    told = [f"{kind}: {_some(names)}" for kind, names in problems.items() if names]
+    told = [f"{kind}: {some(names)}" for kind, names in problems.items() if names]
     if told:
         raise UserError(
             f"these are not the weights of this encoder; {'; '.join(told)}. Use the weights and "
             "the config.json of the same model"
         )
-
-
-def _some(names: list[str], most: int = 5) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
 
 
 def span_mask(

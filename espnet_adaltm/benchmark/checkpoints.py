@@ -46,6 +46,27 @@ def wavlm_config(size: str) -> "WavLMConfig":
     return WavLMConfig(**SIZES[size])
 
 
+def write_encoder(family: str, size: str, folder: Path, seed: int = 0) -> None:
+    """Write an untrained encoder as a recipe's base folder.
+
+    Args:
+        family: ``wavlm`` or ``wav2vec2``.
+        size: A key of `SIZES`.
+        folder: To make, with ``base.json``.
+        seed: Of the weights.
+    """
+    from transformers import Wav2Vec2Config
+
+    from espnet_adaltm.backbone.encoder import SpeechEncoder, build_body
+    from espnet_adaltm.backbone.loading import save_encoder, write_base_info
+
+    configs = {"wavlm": wavlm_config, "wav2vec2": lambda size: Wav2Vec2Config(**SIZES[size])}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        save_encoder(SpeechEncoder(build_body(configs[family](size))), folder)
+    write_base_info(folder, "random", f"{family} {size}", seed=seed)
+
+
 def write_checkpoints(size: str, base: Path, experts: Sequence[Path], seed: int = 0) -> int:
     """Write a random base and experts around it, as `transformers` saves them.
 

@@ -14,10 +14,12 @@ from espnet_adaltm.errors import UserError
 # a program is started by a Python that has imported next to nothing. Anonymous memory, which
 # excludes mapped files, has no peak of its own in Linux and is sampled.
 _STARTER = """
-import json, os, sys, time
-log = open(sys.argv[1], "wb")
+import json, os, resource, sys, time
+log, limit = open(sys.argv[1], "wb"), int(sys.argv[2])
+if limit:
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
 start = time.monotonic()
-child = os.posix_spawn(sys.argv[2], sys.argv[2:], os.environ, file_actions=[
+child = os.posix_spawn(sys.argv[3], sys.argv[3:], os.environ, file_actions=[
     (os.POSIX_SPAWN_DUP2, log.fileno(), 1), (os.POSIX_SPAWN_DUP2, log.fileno(), 2)])
 anonymous = 0
 while True:
@@ -56,7 +58,10 @@ class Run:
 
 
 def run_program(
-    command: Sequence[str], log: Path, environment: Mapping[str, str] | None = None
+    command: Sequence[str],
+    log: Path,
+    environment: Mapping[str, str] | None = None,
+    limit_mb: float = 0,
 ) -> Run:
     """Run a program to its end.
 
@@ -64,12 +69,15 @@ def run_program(
         command: First an absolute path.
         log: Takes what it prints.
         environment: Variables to set.
+        limit_mb: Memory that the program may reserve for itself, in MiB, mapped files apart; more
+            is refused to it. 0: no limit.
 
     Raises:
         UserError: It failed; the end of what it printed is in the message.
     """
     variables = {**os.environ, **(environment or {})}
-    starter = [sys.executable, "-I", "-S", "-c", _STARTER, str(log), *map(str, command)]
+    words = [str(log), str(int(limit_mb * 2**20)), *map(str, command)]
+    starter = [sys.executable, "-I", "-S", "-c", _STARTER, *words]
     done = subprocess.run(starter, env=variables, capture_output=True, text=True, check=True)
     facts = json.loads(done.stdout)
     if facts.pop("status"):

@@ -14,7 +14,9 @@ from types import ModuleType
 from espnet_adaltm.bin import cli
 from espnet_adaltm.files import write_json
 
-BENCHMARKS = ("merge_offline", "merge_step", "memory", "prepare", "decode")
+BENCHMARKS = (
+    *("merge_offline", "merge_step", "encoder", "configs", "memory", "prepare", "decode"),
+)
 
 
 def _module(name: str) -> ModuleType:

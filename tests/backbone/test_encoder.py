@@ -251,3 +251,31 @@ def test_copies_are_independent():
         for parameter in encoder.parameters():
             parameter.zero_()
     assert torch.equal(twin(speech, lengths).hidden[-1], expected)
+
+
+def test_gradient_checkpointing_changes_memory_only():
+    speech, lengths = clips(1500, 900)
+    grads, kept = [], []
+    for checkpointing in (False, True):
+        encoder = small_encoder()
+        if checkpointing:
+            encoder.body.gradient_checkpointing_enable()
+        encoder.train()
+        for module in (encoder.body.encoder.layers[0], encoder.body.encoder.layers[1]):
+            assert module.dropout.p > 0  # the same draws have to be made again
+        torch.manual_seed(0)
+        sizes = []
+
+        def pack(tensor, sizes=sizes):
+            sizes.append(tensor.numel())
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            hidden = encoder(speech, lengths).hidden
+        kept.append(sum(sizes))
+        sum(state.square().sum() for state in hidden).backward()
+        grads.append([p.grad for p in encoder.parameters() if p.grad is not None])
+    assert kept[1] < kept[0] / 2
+    assert len(grads[0]) == len(grads[1]) > 10
+    for plain, again in zip(*grads):
+        torch.testing.assert_close(plain, again)

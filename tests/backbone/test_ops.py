@@ -91,3 +91,20 @@ def test_position_buckets_are_t5s():
     assert at[-30] == at[-100] == 9
     assert at[30] == at[100] == 19
     assert all(at[-p] <= at[-p - 1] for p in range(100))
+
+
+@pytest.mark.parametrize("kernel, stride", [(3, 2), (2, 2), (3, 3)])
+@pytest.mark.parametrize("frames", [20, 21, 22])
+def test_wide_convolution_has_the_gradients_of_torchs(kernel, stride, frames):
+    generator = torch.Generator().manual_seed(0)
+    shapes = ((3, frames, ops._WIDE), (5, ops._WIDE, kernel), (5,))
+    tensors = [torch.randn(s, generator=generator, dtype=torch.double) for s in shapes]
+    x, weight, bias = (tensor.requires_grad_() for tensor in tensors)
+    out = ops.conv1d(x, weight, bias, stride=stride)
+    assert out.grad_fn.name() == "_Conv1dBackward"  # the matrix products
+    expected = F.conv1d(x.transpose(1, 2), weight, bias, stride=stride).transpose(1, 2)
+    torch.testing.assert_close(out, expected)
+    grad = torch.randn(out.shape, generator=generator, dtype=torch.double)
+    mine, theirs = (torch.autograd.grad(o, (x, weight, bias), grad) for o in (out, expected))
+    for got, wanted in zip(mine, theirs):
+        torch.testing.assert_close(got, wanted)
