@@ -45,19 +45,26 @@ class Planned:
         return f"{last.brief_stage} ({last.name})" if last.stage else last.name
 
 
-def plan(tasks: Sequence[Task], hashes: Hashes) -> list[Planned]:
-    """Foresee what becomes of each task when they are run in order; writes nothing."""
+def plan(tasks: Sequence[Task], hashes: Hashes, before: Sequence[Task] = ()) -> list[Planned]:
+    """Foresee what becomes of each task when they are run in order; writes nothing.
+
+    Args:
+        tasks: In order.
+        hashes: Of files, as far as they are known.
+        before: Tasks that are run before; nothing is returned for them.
+    """
+    every = [*before, *tasks]
     found: list[Planned] = []
-    for task, fed in zip(tasks, feeds(tasks)):
+    for task, fed in zip(every, feeds(every)):
         live = {path: [i for i in sorted(by) if found[i].run] for path, by in fed.items()}
-        follows = [tasks[i] for i in sorted({i for by in live.values() for i in by})]
+        follows = [every[i] for i in sorted({i for by in live.values() for i in by})]
         planned = Planned(task, None, follows)
         try:
             planned.verdict = judge(task.item, hashes, force=task.force)
         except UserError:
             planned.problem = _missing_for_good(task, live)
         found.append(planned)
-    return found
+    return found[len(before) :]
 
 
 def _missing_for_good(task: Task, live: dict[str, list[int]]) -> str:
@@ -72,19 +79,25 @@ def _missing_for_good(task: Task, live: dict[str, list[int]]) -> str:
     return ""
 
 
-def dry_run(tasks: Sequence[Task], stages: Sequence[str]) -> list[str]:
+def dry_run(tasks: Sequence[Task], stages: Sequence[str], before: Sequence[Task] = ()) -> list[str]:
     """Lines that say what would run, and why.
 
     Args:
         tasks: In order.
         stages: All stages that were asked for, ``5/12 asr_expert``; some may have no task.
+        before: Tasks that were told of already, and come before.
     """
-    planned = plan(tasks, Hashes())
+    planned = plan(tasks, Hashes(), before)
+    told = {task.item.stamp for task in before}
     order = list(dict.fromkeys([*stages, *(task.stage for task in tasks)]))
     lines = []
     for stage in order:
         here = [entry for entry in planned if entry.task.stage == stage]
-        lines += [f"{entry.task.title}: {_foreseen(entry)}" for entry in here]
+        lines += [
+            f"{entry.task.title}: "
+            f"{'as above' if entry.task.item.stamp in told else _foreseen(entry)}"
+            for entry in here
+        ]
         if not here:
             lines.append(f"[{stage}] none asked for")
     return lines

@@ -57,20 +57,24 @@ class Entry:
     done: tuple[str, float | None] = ("", None)
 
 
-def table(tasks: Sequence[Task], stages: Sequence[str], folder: Path) -> tuple[list[str], bool]:
+def table(
+    tasks: Sequence[Task], stages: Sequence[str], folder: str, before: Sequence[Task] = ()
+) -> tuple[list[str], bool]:
     """The table, as wide as the terminal allows; no file is changed.
 
     Args:
         tasks: All items, in order.
         stages: All stages that were asked for, ``5/12 asr_expert``; some may have no item.
-        folder: Where runs enter themselves, see `espnet_adaltm.locks`.
+        folder: Where runs enter themselves, see `espnet_adaltm.locks`; may be empty.
+        before: Items that come before them, and are not shown.
 
     Returns:
         Its lines, and whether all is done.
     """
     width = min(max(shutil.get_terminal_size((80, 24)).columns - 1, _NARROWEST), _WIDEST)
-    entries = [_entry(planned) for planned in plan(tasks, Hashes())]
-    lines = [line for run in runs_at_work(folder) for line in _wrapped(f"At work: {run}", 0, width)]
+    entries = [_entry(planned) for planned in plan(tasks, Hashes(), before)]
+    runs = runs_at_work(Path(folder)) if folder else []
+    lines = [line for run in runs for line in _wrapped(f"At work: {run}", 0, width)]
     lines.append(f" #  {'stage':<13} {'state':<13} items  done")
     for stage in dict.fromkeys([*stages, *(task.stage for task in tasks)]):
         here = [entry for entry in entries if entry.task.stage == stage]

@@ -20,9 +20,11 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from espnet_adaltm.changes import changes
 from espnet_adaltm.errors import UserError
 from espnet_adaltm.files import require, sha256_file, write_json
 from espnet_adaltm.locks import timestamp
+from espnet_adaltm.text import some
 
 FOLDER = ".stamps"
 # Where and how fast something runs is not what it computes.
@@ -34,6 +36,7 @@ IRRELEVANT = frozenset(
 )
 # More of these means going on, not starting over.
 CONTINUED = frozenset(["max_epoch"])
+_SHOWN = 2  # reasons to run again that a line names
 
 
 @dataclass
@@ -185,22 +188,6 @@ def describe(item: Item, hashes: Hashes) -> dict[str, Any]:
     return {"command": command, "continued": continued, "inputs": inputs}
 
 
-def changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """Say what differs between two descriptions, apart from `CONTINUED` options."""
-    found = []
-    if old["command"] != new["command"]:
-        gone = [word for word in old["command"] if word not in new["command"]]
-        come = [word for word in new["command"] if word not in old["command"]]
-        found.append(f"command ({' '.join(gone) or 'order'} -> {' '.join(come) or 'order'})")
-    for path in {**old["inputs"], **new["inputs"]}:
-        entries = old["inputs"].get(path), new["inputs"].get(path)
-        if entries[0] is None or entries[1] is None:
-            found.append(f"{path} ({'now' if entries[0] is None else 'no longer'} an input)")
-        elif entries[0][2] != entries[1][2]:
-            found.append(path)
-    return found
-
-
 def read(path: Path) -> dict[str, Any] | None:
     """Read a stamp; None if there is none, or none that can be read."""
     try:
@@ -277,12 +264,12 @@ def judge(item: Item, hashes: Hashes, *, force: bool = False) -> Verdict:
         return Verdict(Kind.FIRST, "", now)
     different = changes(before, now)
     if different:
-        return Verdict(Kind.CHANGED, f"changed: {', '.join(different)}", now)
+        return Verdict(Kind.CHANGED, f"changed: {some(different, _SHOWN)}", now)
     if stamp is None:
         return Verdict(Kind.INTERRUPTED, "continuing", now)
     damaged = damaged_outputs(stamp)
     if damaged:
-        return Verdict(Kind.DAMAGED, f"missing or truncated: {', '.join(damaged)}", now)
+        return Verdict(Kind.DAMAGED, f"missing or truncated: {some(damaged, _SHOWN)}", now)
     if list(stamp.get("outputs", {})) != [str(path) for path in item.outputs]:
         return Verdict(Kind.MORE, "other outputs wanted", now)
     if stamp["continued"] != now["continued"]:

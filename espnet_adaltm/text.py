@@ -1,6 +1,7 @@
-"""Text out of files that others wrote, made harmless for terminals and for Markdown."""
+"""Text for messages: what others wrote made harmless, and long lists cut short."""
 
 import html
+from collections.abc import Iterable
 
 _LONGEST = 1000
 
@@ -33,3 +34,10 @@ def markdown_cell(text: str) -> str:
 def markdown_uncell(cell: str) -> str:
     """Inverse of `markdown_cell`, but for line feeds."""
     return html.unescape(cell.replace("\\|", "|"))
+
+
+def some(items: Iterable[object], most: int = 5, between: str = ", ") -> str:
+    """The first items, and how many there are beyond: ``a, b and 3 more``."""
+    found = [str(item) for item in items]
+    more = f" and {len(found) - most} more" if len(found) > most else ""
+    return between.join(found[:most]) + more

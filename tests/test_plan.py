@@ -106,3 +106,19 @@ def test_planning_writes_nothing():
     del before[Path("conf")]
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert set(before) | {Path("conf")} == set(Path().rglob("*"))
+
+
+def test_what_comes_before_is_not_told_again():
+    """A part of a run whose inputs an earlier part makes."""
+    early, late = chain()[:3], chain()[3:]
+    (alone, *_) = plan(late, Hashes())
+    assert alone.problem == "dump/a/text is missing: run stage 2 (audio) first"
+    planned = plan(late, Hashes(), early)
+    assert [entry.task.name for entry in planned] == ["exp: make", "exp2: make", "exp3: make"]
+    assert [entry.problem for entry in planned] == [""] * 3
+    assert planned[0].why == "follows from 2 audio (dump: make)"
+    assert dry_run(late, [], early)[0] == (
+        "[3/3 train] exp: make: run (first time, follows from 2 audio (dump: make))"
+    )
+    # Another part declares it as well: by then it will be done.
+    assert dry_run(early[:1], [], early) == ["[1/3 data] data: make: as above"]

@@ -14,6 +14,7 @@ import pytest
 
 from espnet_adaltm.bin import run_item
 from espnet_adaltm.errors import UserError
+from espnet_adaltm.files import is_running
 from espnet_adaltm.locks import locked, myself
 from espnet_adaltm.stamps import Hashes, Item, clear, split_options
 
@@ -81,7 +82,26 @@ def test_changed_option_starts_over(capsys):
     Path("w/left_over").touch()
     run(command=("--lr", "2"))
     assert not Path("w/left_over").exists()
-    assert "1 -> 2" in capsys.readouterr().out
+    assert "(changed: --lr (1 -> 2)) ..." in capsys.readouterr().out
+
+
+def test_many_changes_are_one_short_line(capsys):
+    many = [f"exp/some_system_{i}/decode/test/utt2prob" for i in range(40)]
+    for path in many:
+        Path(path).parent.mkdir(parents=True)
+        Path(path).write_text("one")
+    run(command=("--systems", " ".join(many[:20])), inputs=tuple(many[:20]))
+    run(command=("--systems", " ".join(many)), inputs=tuple(many))
+    line = next(line for line in capsys.readouterr().out.splitlines() if "changed" in line)
+    assert line == (
+        f"w: n (changed: --systems (now with {many[20]}, {many[21]} and 18 more), "
+        f"{many[20]} (now an input) and 19 more) ..."
+    )
+    for path in many[:3]:
+        Path(path).write_text("two")
+    run(command=("--systems", " ".join(many)), inputs=tuple(many))
+    told = f"(changed: {many[0]}, {many[1]} and 1 more) ..."
+    assert told in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("option", ["--ngpu", "--num_workers", "--mine"])
@@ -489,13 +509,6 @@ def wait_for(condition, seconds: float = 20.0) -> None:
         time.sleep(0.02)
 
 
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
-    except OSError:
-        return False
-
-
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_killed_run_ends_its_children_and_goes_on(number):
     Path("w").mkdir()
@@ -522,7 +535,7 @@ def test_killed_run_ends_its_children_and_goes_on(number):
     pid = int(Path("w/pid").read_text())
     process.send_signal(number)
     assert process.wait(20) == 128 + number
-    wait_for(lambda: not alive(pid))
+    wait_for(lambda: not is_running(pid))
     Path("w/go").touch()
     # The same item again: the folder, with what the killed run left, is still there.
     assert start(*words).wait(20) == 0

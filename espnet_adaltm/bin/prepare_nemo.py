@@ -30,10 +30,7 @@ def get_parser() -> argparse.ArgumentParser:
 def _work(args: argparse.Namespace) -> None:
     sets = prepare(args.nemo_root, args.out_data, args.dev_speakers, args.test_speakers)
     for name, data in sets.items():
-        print(
-            f"{name}: {len(data.utterances)} utterances, {len(data.spk2utt)} speakers, "
-            f"{len(data.utt2emo)} with emotion, {len(data.text)} with text"
-        )
+        print(f"{name}: {data.summary()}")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -26,10 +26,7 @@ def get_parser() -> argparse.ArgumentParser:
 def _work(args: argparse.Namespace) -> None:
     sets = prepare(args.ravdess_root, args.out_data, args.dev_actors, args.test_actors)
     for name, data in sets.items():
-        print(
-            f"{name}: {len(data.utterances)} utterances, {len(data.spk2utt)} speakers, "
-            f"{len(data.utt2emo)} with emotion, {len(data.text)} with text"
-        )
+        print(f"{name}: {data.summary()}")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -25,6 +25,7 @@ options of a batch, for a run of several stages:
                          see `espnet_adaltm.locks`; with --run_file, --run_fd and --run_pid
   --stages "N/M NAME..." a line for each stage, for --list and --status
   --run_dir DIR          where other runs are looked for, for --status
+  --before FILE          items that would run before these, for --list and --status
 
 The environment variable ADALTM_RESUME holds the command that ran the recipe; with the number of
 the stage it is written to ``resume.txt`` in the folder. In a terminal, a line below tells how far
@@ -49,9 +50,16 @@ from pathlib import Path
 from espnet_adaltm.errors import UserError
 from espnet_adaltm.files import write_text
 from espnet_adaltm.items import STOPPED, Task, makers, parse_item, read_batch
-from espnet_adaltm.jobs import code_in_log, die_with_parent, kill_group, stop_on_signals
+from espnet_adaltm.jobs import (
+    code_in_log,
+    die_with_parent,
+    end_all,
+    kill_group,
+    started_here,
+    stop_on_signals,
+)
 from espnet_adaltm.live import StatusLine
-from espnet_adaltm.locks import enter_run, locked, myself, require_free
+from espnet_adaltm.locks import enter_run, holders, locked, myself, require_free
 from espnet_adaltm.plan import dry_run, plan
 from espnet_adaltm.stamps import Hashes, Verdict, begin, fail, finish, judge, refresh
 from espnet_adaltm.stopping import CONTINUE, WARNING, hearing, warn
@@ -141,13 +149,20 @@ class Runner:
             task.log.parent.mkdir(parents=True, exist_ok=True)
             rotate(task.log)
         try:
-            process = subprocess.Popen(task.words(), start_new_session=True, pass_fds=[lock])
+            process = subprocess.Popen(
+                task.words(),
+                env={**os.environ, **started_here()},
+                start_new_session=True,
+                pass_fds=[lock],
+            )
         except OSError as error:
             raise UserError(f"cannot run {task.words()[0]}: {error.strerror}") from error
         self._running.add(process)
         with self.status.watch(task.stage, task.item.workdir.name, task.log):
             code = process.wait()
         self._running.discard(process)
+        if code < 0 and not self._stopped:  # killed, without a chance to end what it had started
+            end_all(lambda: holders(task.item.lock), patience=15)
         return _own_code(task, code) if code != 0 else 0
 
     def _advice(self, task: Task) -> str:
@@ -252,6 +267,9 @@ def _plain_errors(title: str) -> Iterator[None]:
     """Turn what the file system refuses into one line."""
     try:
         yield
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(128 + signal.SIGPIPE) from None
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         advice = {
@@ -315,13 +333,14 @@ def _main(words: Sequence[str]) -> int:
     options = {name.removeprefix("--"): value for name, value in options.items()}
     tasks = read_batch(options["batch"])
     stages = options.get("stages", "").splitlines()
+    before = read_batch(options["before"]) if options.get("before") else []
     if options.get("list") == "true":
-        print("\n".join(dry_run(tasks, stages)), flush=True)
+        print("\n".join(dry_run(tasks, stages, before)), flush=True)
         return 0
     if options.get("status") == "true":
         from espnet_adaltm.run_status import table
 
-        lines, done = table(tasks, stages, Path(options["run_dir"]))
+        lines, done = table(tasks, stages, options["run_dir"], before)
         print("\n".join(lines), flush=True)
         return 0 if done else NOT_DONE
     hashes = enter(read_batch(options["whole"]), options) if "run_file" in options else None

@@ -18,7 +18,7 @@ from espnet_adaltm.data.broken import BROKEN
 from espnet_adaltm.data.datadir import UNKNOWN_SPEAKER, DataDir, read_data_dir
 from espnet_adaltm.errors import UserError
 from espnet_adaltm.files import Pathlike, atomic_open, read_text, require
-from espnet_adaltm.text import markdown_cell
+from espnet_adaltm.text import markdown_cell, some
 
 STATS_FILE, DROPPED_FILE = "audio_stats.tsv", "dropped.tsv"
 _SHOWN = 10
@@ -110,13 +110,6 @@ def load_audited_set(dump: Pathlike) -> AuditedSet:
     return AuditedSet(data, stats, dropped=read_dropped(path) if path.exists() else {})
 
 
-def _some(items: Iterable[object]) -> str:
-    """The first ten items, and how many there are beyond."""
-    found = list(items)
-    more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
-    return ", ".join(str(item) for item in found[:_SHOWN]) + more
-
-
 def _equal(groups: Iterable[Sequence[str]]) -> list[str]:
     """Groups of utterances as text, long ones cut short."""
     return [
@@ -165,7 +158,7 @@ def audit_set(audited: AuditedSet) -> list[Finding]:
         ("warning", "fewer than 5 utterances of an emotion", rare),
     ]
     findings = [
-        Finding(level, f"{what}: {len(items)}: {_some(items)}")
+        Finding(level, f"{what}: {len(items)}: {some(items, _SHOWN)}")
         for level, what, items in checks
         if items
     ]
@@ -196,7 +189,7 @@ def compare_sets(
     paths = [audited.data.path for audited in sets]
     for path in (train, valid):
         if path is not None and Path(path) not in paths:
-            raise UserError(f"{path} is not among the audited sets: {_some(paths)}")
+            raise UserError(f"{path} is not among the audited sets: {some(paths, _SHOWN)}")
     chosen = {Path(train), *([Path(valid)] if valid is not None else paths)}
     findings = []
     for first, second in combinations(sets, 2):
@@ -225,16 +218,18 @@ def _compare_pair(
         )
         level = "warning" if allow_speakers else severe
         findings.append(
-            Finding(level, f"{pair} share {len(speakers)} speaker(s): {_some(speakers)}{advice}")
+            Finding(
+                level, f"{pair} share {len(speakers)} speaker(s): {some(speakers, _SHOWN)}{advice}"
+            )
         )
     shared = [utt for utt in first.stats if utt in second.stats]
     if same := [u for u in shared if first.stats[u].digest == second.stats[u].digest]:
         findings.append(
-            Finding(severe, f"{pair} hold the same {len(same)} utterance(s): {_some(same)}")
+            Finding(severe, f"{pair} hold the same {len(same)} utterance(s): {some(same, _SHOWN)}")
         )
     if homonyms := [utt for utt in shared if utt not in set(same)]:
         findings.append(
-            Finding("warning", f"{pair} use {len(homonyms)} id(s) twice: {_some(homonyms)}")
+            Finding("warning", f"{pair} use {len(homonyms)} id(s) twice: {some(homonyms, _SHOWN)}")
         )
     digests: dict[str, str] = {}
     for utt, stat in first.stats.items():
@@ -245,7 +240,9 @@ def _compare_pair(
         if stat.digest in digests and utt not in set(same)
     ]
     if twins:
-        findings.append(Finding("warning", f"{pair} share audio: {len(twins)}: {_some(twins)}"))
+        findings.append(
+            Finding("warning", f"{pair} share audio: {len(twins)}: {some(twins, _SHOWN)}")
+        )
     return findings + _shared_text(first, second)
 
 

@@ -65,6 +65,13 @@ class DataDir:
         """Speaker to utterances, both in C-locale order."""
         return invert(self.utt2spk)
 
+    def summary(self) -> str:
+        """How much there is, in a line."""
+        return (
+            f"{len(self.utterances)} utterances, {len(self.spk2utt)} speakers, "
+            f"{len(self.utt2emo)} with emotion, {len(self.text)} with text"
+        )
+
     @property
     def num_samples(self) -> dict[str, int]:
         """Utterance to number of samples; empty before the audio is formatted."""

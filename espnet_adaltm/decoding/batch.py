@@ -184,7 +184,7 @@ def decode(
 def _run(
     system: nn.Module, inputs: Inputs, batches: Sequence[list[str]], device: torch.device
 ) -> Iterator[tuple[str, list[float] | None, str | None, str | None]]:
-    outputs = hear(system, _prefetch(inputs, batches), len(batches), device)
+    outputs = hear(system, prefetch(inputs, batches), len(batches), device)
     for batch, output in zip(batches, outputs, strict=True):
         for index, utt in enumerate(batch):
             yield utt, *_said(output, index, utt)
@@ -260,8 +260,12 @@ def _said(
     return row, text, None if output.speakers is None else output.speakers[index]
 
 
-def _prefetch(inputs: Inputs, batches: Sequence[list[str]]) -> Iterator[list[Array]]:
-    """Yield the arrays of batches; the next batch is read while this one is computed."""
+def prefetch(inputs: Inputs, batches: Sequence[list[str]]) -> Iterator[list[Array]]:
+    """Yield the arrays of batches; the next batch is read while this one is computed.
+
+    Raises:
+        UserError: An utterance without samples; the message names it.
+    """
 
     def checked(utt: str) -> Array:
         array = inputs.load(utt)

@@ -6,7 +6,6 @@ depends on which dialogues share one.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from torch import nn
 
 from espnet_adaltm.backbone.features import make_batches
 from espnet_adaltm.data.dialogs import Dialogs, others, shuffled
-from espnet_adaltm.decoding.batch import Array, Decoded, Inputs, pad
+from espnet_adaltm.decoding.batch import Decoded, Inputs, pad, prefetch
 from espnet_adaltm.errors import UserError
 from espnet_adaltm.files import Pathlike
 from espnet_adaltm.kaldi import read_scp
@@ -42,7 +41,6 @@ MEANS: Mapping[str, str] = {
 }
 # Dialogues whose memories are held at a time.
 _OPEN = 256
-_LOADERS = 2
 
 
 @dataclass(frozen=True)
@@ -114,7 +112,7 @@ def decode(
             plan.append((wave, number == 0, batch))
     rows: dict[str, list[float]] = {}
     system.memory.reset()
-    arrays = _prefetch(inputs, [batch for _, _, batch in plan])
+    arrays = prefetch(inputs, [batch for _, _, batch in plan])
     for (wave, begins, batch), loaded in progress(
         zip(plan, arrays, strict=True), "decode dialogues", total=len(plan), unit="batch"
     ):
@@ -143,22 +141,3 @@ def _exchange(dialogs: Dialogs, wave: Wave, dump: Pathlike) -> dict[str, str]:
     speakers = read_scp(path) if path.exists() else {}
     group = Dialogs({name: dialogs.turns[name] for name in sorted(wave.turns.values())})
     return others(group, speakers)
-
-
-def _prefetch(inputs: Inputs, batches: Sequence[list[str]]) -> Iterator[list[Array]]:
-    """The arrays of every batch; the next one is read while this one is computed."""
-
-    def checked(utt: str) -> Array:
-        array = inputs.load(utt)
-        if len(array) == 0:
-            raise UserError(f"utterance {utt!r} has no samples: remove it from the set")
-        return array
-
-    with ThreadPoolExecutor(_LOADERS) as pool:
-        waiting: list[list[Future[Array]]] = []
-        for batch in batches:
-            waiting.append([pool.submit(checked, utt) for utt in batch])
-            if len(waiting) > 1:
-                yield [future.result() for future in waiting.pop(0)]
-        for futures in waiting:
-            yield [future.result() for future in futures]

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from espnet_adaltm.merging.offline import Sizes
 from espnet_adaltm.merging.plan import MergePlan
+from espnet_adaltm.text import some
 
 _MOST_ROWS = 120  # more groups than that are told by block
 _MOST_NAMES = 6
@@ -91,20 +92,17 @@ def _remarks(plan: MergePlan) -> list[str]:
     lines = [f"merged: {_count(plan.moved, specs)}"]
     for reason in dict.fromkeys(plan.kept.values()):
         names = [name for name, why in plan.kept.items() if why == reason]
-        lines.append(f"kept as in the base ({reason}): {_count(names, specs)}: {_listed(names)}")
+        lines.append(
+            f"kept as in the base ({reason}): {_count(names, specs)}: {some(names, _MOST_NAMES)}"
+        )
     if plan.base.left_out:
-        lines.append(f"left out, heads of the base: {_listed(plan.base.left_out)}")
+        lines.append(f"left out, heads of the base: {some(plan.base.left_out, _MOST_NAMES)}")
     for task, source in zip(plan.recipe.tasks, plan.sources, strict=True):
         if source.left_out:
-            lines.append(f"left out, heads of {task}: {_listed(source.left_out)}")
+            lines.append(f"left out, heads of {task}: {some(source.left_out, _MOST_NAMES)}")
     return lines
 
 
 def _count(names: Iterable[str], specs: Mapping) -> str:
     sizes = [specs[name].size for name in names]
     return f"{len(sizes)} tensors, {sum(sizes):,} parameters"
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = len(names) - _MOST_NAMES
-    return ", ".join(names[:_MOST_NAMES]) + (f" and {more} more" if more > 0 else "")

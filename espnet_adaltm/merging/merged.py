@@ -123,10 +123,6 @@ class MergedEncoder(nn.Module):
         """Frames that the encoder makes of ``lengths`` samples, shape [B]."""
         return self._encoder.frame_lengths(lengths)
 
-    def ddp_ignored_names(self) -> list[str]:
-        """Names that a data-parallel wrapper must not synchronise: none, nothing large is seen."""
-        return []
-
     def train(self, mode: bool = True) -> "MergedEncoder":
         """Switch the mode; the encoder follows only with ``encoder_dropout``."""
         super().train(mode)

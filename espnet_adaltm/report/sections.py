@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from espnet_adaltm.data import leaky_split
 from espnet_adaltm.report import ablations, charts, parts
 from espnet_adaltm.report.svg import Look, look
 from espnet_adaltm.scoring.exports import units_of
@@ -44,8 +45,11 @@ def set_context(result: Result, name: str, shapes: Looks) -> dict[str, Any]:
         if name in entry["sets"]
     }
     whole = {system: views.get(ALL, {}) for system, views in scores.items()}
+    leaky = name == leaky_split.NAME
     return {
         "name": name,
+        "mark": f" ({leaky_split.NAME} split)" if leaky else "",
+        "warning": leaky_split.WARNING if leaky else "",
         "facts": result.get("sets", {}).get(name, {}),
         "headlines": headlines(result, name, whole),
         "table": system_table(result, name, whole),

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from espnet_adaltm.config import nearest
 from espnet_adaltm.errors import UserError
 from espnet_adaltm.files import Pathlike, atomic_open
+from espnet_adaltm.text import some
 from espnet_adaltm.training.identity import CHECKPOINTS
 
 CURRENT, PREVIOUS = CHECKPOINTS
-_SHOWN = 5
 
 
 class _Sink:
@@ -161,9 +161,8 @@ def load_strict(module: nn.Module, state: Mapping[str, Tensor], where: str) -> N
         if name in state and state[name].shape != value.shape
     ]
     if problems:
-        more = f" and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
         raise UserError(
-            f"{where} does not fit the model: {'; '.join(problems[:_SHOWN])}{more}. "
+            f"{where} does not fit the model: {some(problems, between='; ')}. "
             f"It was trained with other options: use the matching configuration or file"
         )
     module.load_state_dict(dict(state), strict=True)

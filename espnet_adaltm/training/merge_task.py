@@ -6,6 +6,7 @@
 import argparse
 import os
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,9 @@ from espnet_adaltm.merging import objectives
 from espnet_adaltm.merging.config import ADAPT, HELD_OUT, TRAIN, MergeConfig
 from espnet_adaltm.merging.merged import MergedEncoder
 from espnet_adaltm.merging.prepared import checksum, prepared
+from espnet_adaltm.merging.sources import open_vector
 from espnet_adaltm.merging.task_vector import TaskVector
+from espnet_adaltm.merging.weights import open_weights
 from espnet_adaltm.models.emotion import EmotionHead
 from espnet_adaltm.models.losses import build_loss
 from espnet_adaltm.training import held_out
@@ -86,6 +89,7 @@ class MergeTask(SERTask):
             args.coef_lr = config.coef_lr
         _check_places(args, config)
         check_teachers(args, config)
+        _check_vectors(args)
         if config.learn_on != TRAIN:
             args.train_dump = args.valid_dump if config.learn_on == HELD_OUT else args.adapt_dump
         super().prepare(args)
@@ -324,30 +328,32 @@ def _vector_file(args: argparse.Namespace, task: str) -> Path:
 
 
 def _load_vectors(args: argparse.Namespace) -> dict[str, TaskVector]:
-    """Load the vectors of the merge, checked against base and kind of input."""
+    return {task: TaskVector.load(_vector_file(args, task)) for task in args.merge_conf["tasks"]}
+
+
+def _check_vectors(args: argparse.Namespace) -> None:
+    """Refuse vectors that do not fit the base or the kind of input, before anything is written.
+
+    Reads them once, a tensor at a time.
+    """
     base = read_base_info(args.base)["sha256"]
-    vectors: dict[str, TaskVector] = {}
-    for task in args.merge_conf["tasks"]:
-        path = _vector_file(args, task)
-        vector = TaskVector.load(path)
-        theirs = vector.metadata.get("base_sha256") or base
-        if theirs != base:
-            raise UserError(
-                f"{path} belongs to the base {theirs[:12]}, {args.base} is {base[:12]}: run stages "
-                f"`asr_expert` to `task_vectors` again with this base"
-            )
-        moved = [
-            name
-            for name, tensor in vector.tensors.items()
-            if name.startswith("feature_extractor.") and bool(tensor.any())
-        ]
-        if moved and args.feats_type == "extracted":
-            raise UserError(
-                f"{path} changes the CNN front end ({moved[0]!r}), which stored features bypass: "
-                f"use --feats_type raw, or experts trained with --freeze_cnn true"
-            )
-        vectors[task] = vector
-    return vectors
+    with ExitStack() as stack:
+        weights = stack.enter_context(open_weights(args.base))
+        for task in args.merge_conf["tasks"]:
+            path = _vector_file(args, task)
+            source = stack.enter_context(open_vector(weights, path))
+            if source.of_base and source.of_base != base:
+                raise UserError(
+                    f"{path} belongs to the base {source.of_base[:12]}, {args.base} is "
+                    f"{base[:12]}: run stages `asr_expert` to `task_vectors` again with this base"
+                )
+            deltas = ((name, source.whole(name)) for name in source.specs)  # refuses NaN
+            moved = [n for n, d in deltas if n.startswith("feature_extractor.") and bool(d.any())]
+            if moved and args.feats_type == "extracted":
+                raise UserError(
+                    f"{path} changes the CNN front end ({moved[0]!r}), which stored features "
+                    "bypass: use --feats_type raw, or experts trained with --freeze_cnn true"
+                )
 
 
 def _init_head(args: argparse.Namespace, head: EmotionHead, labels: tuple[str, ...]) -> None:

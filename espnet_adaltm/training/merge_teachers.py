@@ -18,6 +18,8 @@ from espnet_adaltm.files import require, sha256_file
 from espnet_adaltm.merging.config import MergeConfig
 from espnet_adaltm.merging.objectives import SUPERVISED_DISTILL
 from espnet_adaltm.merging.task_vector import FORMAT
+from espnet_adaltm.merging.tensor_file import TensorFile
+from espnet_adaltm.training.export import HEAD
 from espnet_adaltm.training.merge_model import Teacher
 from espnet_adaltm.training.task import require_labels
 
@@ -31,8 +33,8 @@ def check_teachers(args: argparse.Namespace, config: MergeConfig) -> None:
     """Refuse experts that the merge cannot learn from, before anything large is loaded.
 
     Raises:
-        UserError: An expert of another kind or list of labels, or another one than that whose
-            vector is merged.
+        UserError: An expert of another kind or list of labels, one whose head is not for its own
+            tokens, or another one than that whose vector is merged.
     """
     for task in config.teachers:
         folder = expert_file(args, task).parent
@@ -41,6 +43,8 @@ def check_teachers(args: argparse.Namespace, config: MergeConfig) -> None:
             raise UserError(f"--{task}_expert: {folder} is of kind {info['kind']!r}, not {task}")
         if task == "ser":
             check_same_labels(require_labels(args), info["labels"], f"--labels and {folder}")
+        else:
+            _check_vocabulary(folder, len(info["tokens"]))
         if task in config.tasks:
             _check_same_expert(args, folder, task)
 
@@ -71,6 +75,17 @@ def _load(args: argparse.Namespace, config: MergeConfig, task: str) -> Teacher:
             "--feats_type raw"
         )
     return Teacher(head, system.encoder, system.tokenizer)
+
+
+def _check_vocabulary(folder: Path, tokens: int) -> None:
+    head = require(folder / HEAD, "stage `asr_expert`")
+    with TensorFile(head) as file:
+        found = {spec.shape[0] for spec in file.specs.values()}
+    if found != {tokens}:
+        raise UserError(
+            f"{head} is for {' or '.join(map(str, sorted(found))) or 'no'} tokens, "
+            f"{folder / 'expert.json'} names {tokens}: use the files of one training"
+        )
 
 
 def _check_same_expert(args: argparse.Namespace, folder: Path, task: str) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import scoring_common
 import soundfile
 import torch
+from bad_merging import build_merging
 
 from espnet_adaltm.files import read_json, write_json
 
@@ -130,6 +131,7 @@ def build(root: Path) -> Path:
     (root / "recipes").mkdir()
     for name, content in RECIPES.items():
         (root / "recipes" / f"{name}.yaml").write_text(content)
+    build_merging(root)
     (root / "linked").mkdir()
     (root / "link").symlink_to("linked")
     (root / "file").write_text("something else")

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import bad_merging
 import bad_rows_data
 import bad_rows_models
 import pytest
@@ -17,7 +18,7 @@ from bad_world import build
 import espnet_adaltm.bin
 
 ROOT = Path(__file__).parents[2]
-ROWS = [*bad_rows_data.ROWS, *bad_rows_models.ROWS]
+ROWS = [*bad_rows_data.ROWS, *bad_rows_models.ROWS, *bad_merging.ROWS]
 NO_PROGRAMS = {"__init__", "cli", "main"}  # main is `CONSOLE`
 LOG_LINE = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d (INFO|WARNING) ")
 

@@ -1,5 +1,8 @@
 """Who speaks: accuracies by hand, what is refused, and where they are shown."""
 
+import csv
+import re
+
 import pytest
 from scoring_common import LABELS, make_dump, make_system
 
@@ -8,6 +11,7 @@ from espnet_adaltm.data.leaky_split import NAME
 from espnet_adaltm.errors import UserError
 from espnet_adaltm.files import read_json, write_json
 from espnet_adaltm.kaldi import read_scp, write_scp
+from espnet_adaltm.scoring.published import compare
 from espnet_adaltm.scoring.readers import read_hypothesis, read_reference
 from espnet_adaltm.scoring.speakers import held_out_rows, score_answers
 
@@ -119,10 +123,29 @@ def test_every_table_of_the_leaky_split_says_so(tmp_path):
     dump = make_dump(tmp_path / "dump" / NAME)
     joint = make_joint(tmp_path / "joint", dump, wrong={0})
     plain = make_system(tmp_path / "plain", dump, wrong={0, 1})
-    text, result = run_report(tmp_path, dump, f"joint={joint}", f"plain={plain}")
+    systems = (f"joint={joint}", f"plain={plain}", "--compare", "joint:plain")
+    text, result = run_report(tmp_path, dump, *systems)
     tables = [line for line in text.splitlines() if line.startswith("|---")]
     rows = [line for line in text.splitlines() if line.startswith("|")]
     marked = [line for line in rows if "(published_leaky split)|" in line]
     assert len(tables) == len(marked) >= 6
     assert "**Split `published_leaky`: a random tenth" in text
     assert list(result["systems"]["joint"]["sets"]) == [NAME]
+    with (tmp_path / "out/results.csv").open(newline="") as handle:
+        assert {row["set"] for row in csv.DictReader(handle)} == {NAME}
+    latex = (tmp_path / "out/results.tex").read_text()
+    captions = re.findall(r"\\caption\{(.*)", latex)
+    assert len(captions) == latex.count(r"\toprule") == 2
+    assert all("set published\\_leaky:" in caption for caption in captions)
+    page = (tmp_path / "out/report.html").read_text()
+    headings = re.findall(r'<section id="published_leaky-.*?<h2>(.*?)</h2>', page, re.DOTALL)
+    assert len(headings) >= 4
+    assert all(heading.endswith(" (published_leaky split)") for heading in headings)
+    assert "Speaker-dependent and optimistic: not comparable" in page
+    # Beside published results, which are of other sets, it does not appear at all.
+    eight = {**result, "labels": list("abcdefgh")}
+    document = compare(eight)
+    assert "Not measured by us: test1, test1+test2, test2." in document
+    assert document.replace("published_leaky", "") == document
+    none = {**eight, "systems": {"joint": {**result["systems"]["joint"], "sets": {}}}}
+    assert document == compare(none)

@@ -316,6 +316,15 @@ def test_classes_that_are_never_heard_or_not_known_are_refused(corpus, scarce, t
         prepared(kind, argv_of(corpus, tmp_path / "out", kind, train_dump=scarce))
 
 
+@pytest.mark.parametrize("kind", ["cls", "asr"])
+def test_they_need_neither_speakers_nor_dialogues(corpus, scarce, tmp_path, kind):
+    for name in ("utt2spk", "utt2dialog"):
+        (scarce / name).unlink(missing_ok=True)
+    args = prepared(kind, argv_of(corpus, tmp_path / "out", kind, train_dump=scarce))
+    shape = read_scp(Path(args.train_shape_file[0]))
+    assert shape.keys() >= read_scp(scarce / "text").keys() & read_scp(scarce / "utt2emo").keys()
+
+
 def test_transcripts_that_look_like_emotions_are_refused(corpus, scarce, tmp_path):
     text = read_scp(scarce / "text")
     first = next(iter(text))

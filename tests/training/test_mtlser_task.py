@@ -199,6 +199,20 @@ def test_unseen_classes_and_unknown_files_are_refused(corpus, scarce, tmp_path):
         run(argv_of(corpus, tmp_path / "out", scarce))
 
 
+def test_an_emotion_that_training_lacks_keeps_its_place(corpus, scarce, dev, tmp_path):
+    gone = read_scp(scarce / "utt2emo")
+    gone = {utt: emotion for utt, emotion in gone.items() if emotion != EMOTIONS[0]}
+    lengths = read_scp(scarce / "ser_shape")
+    write_scp(scarce / "utt2emo", gone)
+    write_scp(scarce / "ser_shape", {utt: lengths[utt] for utt in gone})
+    run(argv_of(corpus, tmp_path / "out", scarce, max_epoch=1))
+    info = json.loads((tmp_path / "out/baseline.json").read_text())
+    assert info["labels"] == list(EMOTIONS)
+    inputs = batch.raw_inputs(dev).only(["dev-001", "dev-002"], "test")
+    rows = batch.decode(load_system(tmp_path / "out"), inputs).probabilities
+    assert all(len(row) == 3 and sum(row) == pytest.approx(1) for row in rows.values())
+
+
 @pytest.mark.parametrize("train_on", ["all", "labelled"])
 def test_a_share_of_the_emotions(corpus, scarce, tmp_path, train_on):
     """The merges' share of the labels, and no other, whatever else is learned from."""

@@ -49,18 +49,7 @@ export -n python
 . ./path.sh
 . ./cmd.sh
 
-# With --status or --dry_run, every part is asked in turn, and the last exit status but 0 is that of all.
-asked=()
-asking=false
-# shellcheck disable=SC2154
-if "${status}" || "${dry_run}"; then
-    asking=true
-    asked=(--status "${status}" --dry_run "${dry_run}")
-fi
-code=0
-part() { # part COMMAND...
-    if "${asking}"; then "$@" || code=$?; else "$@"; fi
-}
+. utils/parts.sh
 
 # once OPTIONS...: adaltm.sh over the whole corpus.
 once() {
@@ -98,8 +87,8 @@ for fold in ${only_folds}; do
     [[ " $(seq -s ' ' 1 "${folds}") " == *" ${fold} "* ]] ||
         die "--only_folds are numbers up to ${folds}, not '${fold}'"
 done
-inputs=() outputs=() exps=()
-for file in wav.scp utt2spk utt2emo text utt2dialog audio_stats.tsv; do
+inputs=("dump/all/wav.scp@stage 2 (audio)") outputs=() exps=()
+for file in utt2spk utt2emo text utt2dialog audio_stats.tsv; do
     if [ -f "dump/all/${file}" ]; then inputs+=("dump/all/${file}@stage 2 (audio)"); fi
 done
 # shellcheck disable=SC2154
@@ -107,8 +96,8 @@ for ((fold = 1; fold <= folds; fold++)); do
     outputs+=("dump/${folds}/fold${fold}"/{train,dev,test}/wav.scp)
 done
 for fold in ${only_folds}; do exps+=("exp/${folds}/fold${fold}"); done
-"${asking}" || python -m espnet_adaltm.bin.run_item --name "folds_${folds}" --workdir dump --shared true \
-    --stage "2/12 audio" --inputs "${inputs[@]}" --outputs "${outputs[@]}" \
+if "${asking}"; then echo "Folds"; fi
+part own_item "2/12 audio" "folds_${folds}" dump --inputs "${inputs[@]}" --outputs "${outputs[@]}" \
     -- python -m espnet_adaltm.bin.make_folds --dump dump/all --out "dump/${folds}" \
     --leave_out "${leave_out}" --group_length 5
 
@@ -136,20 +125,19 @@ else
     job=utils/run.pl
 fi
 here=(env cmd_backend=local train_cmd= cuda_cmd= decode_cmd=)
+log=exp/${folds}/log/fold.JOB.log
 if "${asking}"; then
     for fold in ${only_folds}; do
         echo "Fold ${fold} of ${folds}"
         part "${here[@]}" ./adaltm.sh "${words[@]//JOB/${fold}}" "${asked[@]}"
     done
-    exit "${code}"
-fi
-log=exp/${folds}/log/fold.JOB.log
-echo "folds: ${only_folds}; logs: ${log/JOB/N}"
-if [ "${#exps[@]}" -eq "${folds}" ]; then
+elif [ "${#exps[@]}" -eq "${folds}" ]; then
+    echo "folds: ${only_folds}; logs: ${log/JOB/N}"
     # shellcheck disable=SC2086,SC2154  # a job command is words
     ${job} --max_jobs_run "${fold_jobs}" "JOB=1:${folds}" "${log}" \
         "${here[@]}" ./adaltm.sh "${words[@]}"
 else
+    echo "folds: ${only_folds}; logs: ${log/JOB/N}"
     for fold in ${only_folds}; do
         # shellcheck disable=SC2086
         ${job} "JOB=${fold}" "${log}" "${here[@]}" ./adaltm.sh "${words[@]}"
@@ -158,8 +146,13 @@ fi
 
 case "${stop_stage}" in
     score | 11 | export | 12)
-        python -m espnet_adaltm.bin.report_folds --folds "${exps[@]}" --compare "${compare}" \
+        if "${asking}"; then echo "Mean over folds"; fi
+        part own_item "11/12 score" report_folds "exp/${folds}" --ignore_options command \
+            --inputs "${exps[@]/%//results.json@stage 11 (score)}" \
+            --outputs "exp/${folds}"/{RESULTS.md,results.json} \
+            -- python -m espnet_adaltm.bin.report_folds --folds "${exps[@]}" --compare "${compare}" \
             --recipe "iemocap, folds ${only_folds} of ${folds}" --command "${ADALTM_RESUME}" \
             --out_dir "exp/${folds}"
         ;;
 esac
+exit "${code}"

@@ -20,6 +20,11 @@ option shared_speakers keep "keep (official splits), or drop: from train the spe
 option datadir data "folder of the data directories"
 option test3 true "also recognise Test3, and write files to submit"
 option ood_asr_expert "" "then also make the paper's row with an ASR expert of other speech: a CTC model (Hub id or folder) that was fine-tuned from the base; its report goes to ood/"
+option expdir exp "folder of models and results"
+option stop_stage export "last stage, number or name"
+option dry_run false "only say what would be done, and why"
+option status false "only say how far everything is; exit status 0 if all is done, else 3"
+option python "" "Python interpreter or environment instead of that of tools/setup.sh"
 option results_dir . "where RESULTS.md, results.json, COMPARISON.md, submissions/ and plots/ go"
 option model wavlm_large "folder of ../../../conf with the training configurations"
 option base microsoft/wavlm-large "the base: a Hub id, a folder, a .pt file, tiny or random"
@@ -63,18 +68,32 @@ words=(
     --ser_config "${conf}/train_ser.yaml" --merge_config "${conf}/train_merge.yaml"
     --merge_dir ../../../conf/merge --baseline_conf "${conf}/baselines" --baselines mtlser
     --token_type unigram --n_tokens 500 --report_args "--audio none"
-    "${preset[@]}" "${rest[@]}"
+    --expdir "${expdir}" --stop_stage "${stop_stage}" "${preset[@]}" "${rest[@]}"
 )
 # shellcheck disable=SC2154
+if [ -n "${python}" ]; then export ADALTM_PYTHON=${python}; fi
+export -n python
+# shellcheck disable=SC2154
 if [ -z "${ood_asr_expert}" ]; then
-    exec ./adaltm.sh "${words[@]}" --results_dir "${results_dir}"
+    exec ./adaltm.sh "${words[@]}" --results_dir "${results_dir}" --status "${status}" \
+        --dry_run "${dry_run}"
 fi
-./adaltm.sh "${words[@]}" --results_dir "${results_dir}"
-./adaltm.sh "${words[@]}" --results_dir "${results_dir}/ood" --asr_expert "${ood_asr_expert}" \
-    --merges adaltm_ood --export_merges adaltm_ood --baselines "" --recipe "msp_podcast, other ASR"
-if [ -f "${results_dir}/ood/results.json" ]; then
-    . ./path.sh
-    python -m espnet_adaltm.bin.compare_published --results "${results_dir}/results.json" \
-        --ood_results "${results_dir}/ood/results.json" --labels "${datadir}/labels.json" \
-        --out "${results_dir}/COMPARISON_ood.md"
-fi
+. ./path.sh
+. utils/parts.sh
+part ./adaltm.sh "${words[@]}" --results_dir "${results_dir}" "${asked[@]}"
+if "${asking}"; then echo "With the other ASR expert"; fi
+part ./adaltm.sh "${words[@]}" --results_dir "${results_dir}/ood" --asr_expert "${ood_asr_expert}" \
+    --merges adaltm_ood --export_merges adaltm_ood --baselines "" --recipe "msp_podcast, other ASR" \
+    "${asked[@]}"
+case "${stop_stage}" in
+    score | 11 | export | 12)
+        if "${asking}"; then echo "Both, beside published results"; fi
+        part own_item "11/12 score" compare_ood "${expdir}/compare_ood" \
+            --inputs "${results_dir}"/{,ood/}results.json"@stage 11 (score)" \
+            "${datadir}/labels.json@stage 3 (tokens)" --outputs "${results_dir}/COMPARISON_ood.md" \
+            -- python -m espnet_adaltm.bin.compare_published --results "${results_dir}/results.json" \
+            --ood_results "${results_dir}/ood/results.json" --labels "${datadir}/labels.json" \
+            --out "${results_dir}/COMPARISON_ood.md"
+        ;;
+esac
+exit "${code}"

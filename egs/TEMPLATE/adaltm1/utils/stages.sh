@@ -73,11 +73,12 @@ item() { # item NAME WORKDIR [run_item options] -- COMMAND...
     printf '%s\0' "${#words[@]}" "${words[@]}" >>"${item_queue}"
 }
 
-# run_stages FIRST LAST: the functions of these stages, and the items they declare. With `run_dir`, a
+# run_stages FIRST LAST: the functions of these stages, and the items they declare. To tell what would
+# be done, the items in the file ADALTM_PLAN, if set, come before (see parts.sh). With `run_dir`, a
 # run enters there what it is going to make, and is refused if another one makes some of it; see
 # espnet_adaltm/locks.py.
 run_stages() {
-    local number listed=()
+    local number listed=() answer=0
     scratch=$(mktemp -d)
     trap 'rm -rf "${scratch}" ${run_file:+"${run_file}"}' EXIT
     # In a shell of its own: what stage functions remember must not last until they are called again.
@@ -91,9 +92,10 @@ run_stages() {
     done
     if "${dry_run}" || "${status:-false}"; then
         python -m espnet_adaltm.bin.run_item --batch "${scratch}/whole" --list "${dry_run}" \
-            --status "${status:-false}" --run_dir "${run_dir:-}" \
-            --stages "$(printf '%s\n' "${listed[@]}")"
-        return
+            --status "${status:-false}" --run_dir "${run_dir:-}" --before "${ADALTM_PLAN:-}" \
+            --stages "$(printf '%s\n' "${listed[@]}")" || answer=$?
+        if [ -n "${ADALTM_PLAN:-}" ]; then cat "${scratch}/whole" >>"${ADALTM_PLAN}"; fi
+        return "${answer}"
     fi
     _open_run_file
     item_queue=${scratch}/stage
