@@ -10,7 +10,7 @@ from espnet_adaltm.data import leaky_split
 from espnet_adaltm.scoring import tables
 from espnet_adaltm.scoring.paired import SetTests
 from espnet_adaltm.scoring.results import Bootstrap
-from espnet_adaltm.scoring.set_scores import ALL, SetScores, System
+from espnet_adaltm.scoring.set_scores import ALL, FEWEST_SPEAKERS, SetScores, System
 from espnet_adaltm.scoring.speakers import held_out_rows
 
 LEGEND = """Percent; ± is half of the {level:.0f} % {interval} bootstrap interval
@@ -27,8 +27,11 @@ for two systems that have the same), of which there are few: read it as a warnin
 measurement."""
 SPEAKER_TESTS = """"p (by speaker)" resamples speakers with all their utterances, because those are
 not independent: what it does not confirm may hold for these {speakers} speakers only."""
-INTERVALS = """BCa corrects the percentile interval for bias and skewness. Intervals by speaker say
-how much other speakers may change the result; of {speakers} speakers they are rough."""
+FEW_SPEAKERS = """Whether other speakers would change this is not tested: of {speakers} speakers,
+even if all agree, no p can be below 0.05."""
+INTERVALS = "BCa corrects the percentile interval for bias and skewness."
+SPEAKER_INTERVALS = """Intervals by speaker say how much other speakers may change the result; of
+{speakers} speakers they are rough."""
 CALIBRATION = """ECE: expected calibration error (15 bins), the gap between how sure a system is and
 how often it is right, in percent; its bootstrap is biased upwards, which BCa corrects. Brier:
 squared distance of probabilities and truth, 0 to 2. Confidence and share of right answers are of
@@ -182,6 +185,8 @@ def _tests(score: SetScores, tests: SetTests, speakers: int) -> list[str]:
         parts += ["### Paired tests", table, TESTS]
         if "speaker" in score.other_units:
             parts[-1] = _filled(f"{TESTS} {SPEAKER_TESTS.format(speakers=speakers)}")
+        elif 0 < speakers < FEWEST_SPEAKERS:
+            parts[-1] = _filled(f"{TESTS} {FEW_SPEAKERS.format(speakers=speakers)}")
     by_channel = [test for test in tests.by_channel if test.metric == "macro_f1"]
     if by_channel:
         parts += ["By channel:", _table(score, *tables.comparison_table(by_channel))]
@@ -205,4 +210,6 @@ def _intervals(
         if score.get(metric):
             parts.append(_table(score, *tables.interval_table(score, systems, metric, options)))
     title = f"### {100 * options.level:.0f} % intervals"
-    return [title, *parts, INTERVALS.format(speakers=speakers)] if parts else []
+    by_speaker = SPEAKER_INTERVALS.format(speakers=speakers)
+    note = f"{INTERVALS} {by_speaker}" if "speaker" in score.other_units else INTERVALS
+    return [title, *parts, _filled(note)] if parts else []

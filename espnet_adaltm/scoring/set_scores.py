@@ -91,6 +91,10 @@ class SetScores:
         return {seed: output for (name, seed), output in self.outputs.items() if name == system}
 
 
+# Even if all of five agree, a sign test has p = 2 / 2**5 = 0.06; a bootstrap would not see that.
+FEWEST_SPEAKERS = 6
+
+
 @dataclass(frozen=True)
 class _Group:
     """Statistics of runs over the same utterances, to be resampled together."""
@@ -138,11 +142,11 @@ def score_set(
 
 
 def _can_draw(unit: str, reference: Reference) -> bool:
-    """Drawing speakers says nothing where one is not known, or where there is only one."""
+    """Drawing speakers says nothing where one is not known, or where there are few."""
     if unit == "utterance":
         return True
     known = all(utt in reference.speakers for utt in reference.utterances)
-    return known and len(set(reference.speakers.values())) > 1
+    return known and len(set(reference.speakers.values())) >= FEWEST_SPEAKERS
 
 
 def _groups(

@@ -60,6 +60,14 @@ def test_speakers_are_not_drawn_where_one_is_unknown(scene):
     assert _scores(scene).other_units == {}
 
 
+@pytest.mark.parametrize(("speakers", "drawn"), [(5, set()), (6, {"speaker"})])
+def test_few_speakers_are_not_drawn(scene, speakers, drawn):
+    dump, _ = scene
+    utterances = enumerate(read_scp(dump / "wav.scp"))
+    write_scp(dump / "utt2spk", {utt: f"s{index % speakers}" for index, utt in utterances})
+    assert set(_scores(scene).other_units) == drawn
+
+
 def test_utterances_of_unknown_speakers_stand_for_themselves(scene):
     dump, _ = scene
     write_scp(
