@@ -22,7 +22,7 @@ demo: $(ENVIRONMENT) ## the whole pipeline on a small synthetic corpus
 	cd egs/mini_espeak/adaltm1 && ./run.sh --size quick
 
 test: lint ## style, and all tests but those of the two lines below
-	export OMP_NUM_THREADS=1; $(PYTHON) -m pytest -n 2 --durations=15 -m "not slurm and not reliability" tests
+	export OMP_NUM_THREADS=1; $(PYTHON) -m pytest -n 2 --dist worksteal --durations=15 -m "not slurm and not reliability" tests
 
 test-slurm: $(ENVIRONMENT) ## the recipe on a Slurm that is started here (Debian: slurm-wlm, munge)
 	export OMP_NUM_THREADS=1; $(PYTHON) -m pytest -m slurm tests/recipes/test_slurm.py
