@@ -26,14 +26,7 @@ INFERENCE = [
 ]
 TRAINING = ["espnet==202511", "tensorboard>=2.16", "torchaudio", "torcheval>=0.0.7"]
 ONNX = ["onnx>=1.17", "onnxruntime>=1.20"]
-DEVELOPMENT = [
-    *ONNX,
-    "hypothesis>=6.100",
-    "jiwer>=3.0",
-    "pytest>=8.0",
-    "pytest-xdist>=3.5",
-    "ruff>=0.9",
-]
+DEVELOPMENT = ["hypothesis>=6.100", "jiwer>=3.0", "pytest>=8.0", "pytest-xdist>=3.5", "ruff>=0.9"]
 
 readme = Path(__file__).with_name("README.md")
 

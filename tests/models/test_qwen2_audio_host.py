@@ -25,7 +25,7 @@ def make_memory(host, gate=0.0):
     memory = Memory(host.hidden_size, [2], size=6, width=8, chunk=4, max_step=1.0)
     with torch.no_grad():
         memory.layers["2"].gate.fill_(gate)
-        memory.layers["2"].second.normal_(std=0.3)
+        memory.layers["2"].second.normal_(std=0.6)
     host.attach(memory)
     return memory
 

@@ -186,7 +186,8 @@ def test_iemocap_runs_every_fold(adaltm_calls, folds, kind):
         assert value(call, "--dumpdir") == f"dump/{folds}/fold{number}"
         assert value(call, "--seeds") == "1"
         assert value(call, "--report_args") == "--audio none"
-    assert report[1:3] == ["-m", "espnet_adaltm.bin.report_folds"]
+    assert report[1:3] == ["-m", "espnet_adaltm.bin.run_item"]
+    assert "espnet_adaltm.bin.report_folds" in report
     assert words_after(report, "--folds", "--compare") == [
         f"exp/{folds}/fold{number}" for number in range(1, int(folds) + 1)
     ]
