@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import tempfile
+import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -21,6 +22,7 @@ from typing import IO, Any
 from espnet_adaltm.errors import UserError
 
 Pathlike = str | os.PathLike[str]
+_WIDTH = 100  # of the lines of a JSON file
 # What a user can do something about, beside a full disk.
 _REFUSED = {
     errno.EACCES,
@@ -220,8 +222,33 @@ def write_text(path: Pathlike, text: str) -> None:
 
 
 def write_json(path: Pathlike, value: Any) -> None:
-    """Write ``value`` as indented JSON, atomically; keys keep their order."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    """Write ``value`` as indented JSON, atomically; keys keep their order.
+
+    What fits on a line has one: results are read by people too, and half of a deeply nested file
+    would be indentation.
+    """
+    # As the JSON that it is, with the types that JSON has.
+    plain = json.loads(json.dumps(value, ensure_ascii=False))
+    write_text(path, _json_text(plain) + "\n")
+
+
+def _json_text(value: Any, depth: int = 0) -> str:
+    """``value``, which stands at a line's ``depth``-th column, in lines of `_WIDTH` if possible."""
+    flat = json.dumps(value, ensure_ascii=False)
+    if not value or not isinstance(value, dict | list) or depth + len(flat) <= _WIDTH:
+        return flat
+    inside, outside = "\n" + " " * (depth + 1), "\n" + " " * depth
+    if isinstance(value, dict):
+        items = [
+            f"{json.dumps(key, ensure_ascii=False)}: {_json_text(item, depth + 1)}"
+            for key, item in value.items()
+        ]
+        return "{" + inside + f",{inside}".join(items) + outside + "}"
+    if any(isinstance(item, dict | list | str) for item in value):
+        items = [_json_text(item, depth + 1) for item in value]
+        return "[" + inside + f",{inside}".join(items) + outside + "]"
+    numbers = textwrap.wrap(flat[1:-1], _WIDTH - depth - 1, break_on_hyphens=False)
+    return "[" + inside + inside.join(numbers) + outside + "]"
 
 
 def read_bytes(path: Pathlike) -> bytes:

@@ -1,4 +1,5 @@
 import errno
+import json
 import multiprocessing
 import os
 import signal
@@ -198,8 +199,36 @@ def test_other_errors_of_the_system_stay_themselves(tmp_path, monkeypatch):
 
 def test_json_keeps_order_and_characters(tmp_path):
     files.write_json(tmp_path / "x.json", {"b": 1, "a": "ż"})
-    assert (tmp_path / "x.json").read_text(encoding="utf-8") == '{\n  "b": 1,\n  "a": "ż"\n}\n'
+    assert (tmp_path / "x.json").read_text(encoding="utf-8") == '{"b": 1, "a": "ż"}\n'
     assert list(files.read_json(tmp_path / "x.json").items()) == [("b", 1), ("a", "ż")]
+
+
+def test_json_has_what_fits_on_a_line(tmp_path):
+    numbers = [x / 7 for x in range(12)]
+    value = {
+        "row": {"seeds": [0.1, 0.2], "low": None},
+        "long": numbers,
+        "nested": [{"a": "x" * 60, "b": True}, {"a": "y" * 60, "b": float("inf")}],
+        "none": {},
+    }
+    files.write_json(tmp_path / "x.json", value)
+    lines = (tmp_path / "x.json").read_text(encoding="utf-8").splitlines()
+    at = lines.index(" ],")
+    assert [*lines[:3], *lines[at:]] == [
+        "{",
+        ' "row": {"seeds": [0.1, 0.2], "low": null},',
+        ' "long": [',
+        " ],",
+        ' "nested": [',
+        '  {"a": "' + "x" * 60 + '", "b": true},',
+        '  {"a": "' + "y" * 60 + '", "b": Infinity}',
+        " ],",
+        ' "none": {}',
+        "}",
+    ]
+    assert "".join(lines[3:at]).split() == json.dumps(numbers)[1:-1].split()
+    assert max(map(len, lines)) <= 100
+    assert files.read_json(tmp_path / "x.json") == value
 
 
 @pytest.mark.parametrize(

@@ -10,12 +10,9 @@ Run it with ``python -m espnet_adaltm.bin.format_audio``.
 import io
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import BinaryIO
 
@@ -50,6 +47,7 @@ from espnet_adaltm.errors import UserError
 from espnet_adaltm.files import Pathlike, atomic_dir, atomic_open, write_text
 from espnet_adaltm.kaldi import write_scp
 from espnet_adaltm.progress import progress
+from espnet_adaltm.workers import process_pool
 
 SILENT_CHOICES = ("drop", "keep", "error")
 _UTTERANCES_PER_ARK = 5000
@@ -234,14 +232,8 @@ def _work(recordings: Sequence[Recording], limits: Limits, num_workers: int) -> 
     if num_workers == 1 or len(recordings) == 1:
         yield from map(work, recordings)
         return
-    # Forked children inherit locks of libraries with threads; spawned ones do not.
-    with ProcessPoolExecutor(min(num_workers, len(recordings)), get_context("spawn")) as pool:
-        try:
-            yield from pool.map(work, recordings, chunksize=8)
-        except BrokenProcessPool as error:
-            raise UserError(
-                "a worker was killed, most often for want of memory: lower --num_workers"
-            ) from error
+    with process_pool(min(num_workers, len(recordings))) as pool:
+        yield from pool.map(work, recordings, chunksize=8)
 
 
 class _ArkWriter:

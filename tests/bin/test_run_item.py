@@ -4,10 +4,10 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
+from waiting import wait_for
 
 from espnet_adaltm.locks import holders, is_held
 
@@ -16,13 +16,6 @@ LOCK = Path("w/.stamps/t.lock")
 # What a job may be: a script, which waits for a program that takes its time to end.
 SCRIPT = """(trap 'sleep 1; touch ended; exit' TERM; touch ready; while true; do sleep 0.1; done) &
 wait"""
-
-
-def wait_for(condition, seconds: float = 60.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited too long"
-        time.sleep(0.02)
 
 
 @pytest.mark.integration

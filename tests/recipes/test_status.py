@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from waiting import wait_for
 
 from espnet_adaltm.files import is_running
 
@@ -95,13 +96,6 @@ def cpu_seconds() -> float:
     """That children took: unlike a clock, it knows nothing of other programs."""
     times = os.times()
     return times.children_user + times.children_system
-
-
-def wait_for(condition, seconds: float = 60.0) -> None:
-    limit = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < limit, "waited too long"
-        time.sleep(0.02)
 
 
 @pytest.fixture

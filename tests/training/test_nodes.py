@@ -4,12 +4,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 from reliability_run import queue_of_two
+from waiting import wait_for
 
+from espnet_adaltm.files import is_running
 from espnet_adaltm.locks import is_held
 from espnet_adaltm.training.nodes import init_file_prefix
 
@@ -21,25 +22,10 @@ TASK = "trap '' TERM; echo $$ >pid.${SLURM_PROCID}; while true; do sleep 0.1; do
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
 
-def wait_for(condition, seconds: float = 60.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited too long"
-        time.sleep(0.02)
-
-
 def tasks() -> list[int]:
     """Process numbers of the tasks; none before both are at work."""
     texts = [path.read_text().strip() for path in map(Path, ("pid.0", "pid.1")) if path.exists()]
     return [int(text) for text in texts] if len(texts) == 2 and all(texts) else []
-
-
-def runs(pid: int) -> bool:
-    """Whether a process is there, and not only its exit status."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 def children(pid: int, of: str) -> list[int]:
@@ -80,7 +66,7 @@ def test_the_lock_is_held_until_the_last_task_has_ended(runner, victim):
         runner.wait(30)
         assert is_held(lock)
     wait_for(lambda: not is_held(lock), 30)
-    assert not any(runs(pid) for pid in at_work)
+    assert not any(is_running(pid) for pid in at_work)
 
 
 def test_rendezvous_files_that_were_left_are_removed(tmp_path):

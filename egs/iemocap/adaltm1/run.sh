@@ -53,6 +53,7 @@ export -n python
 
 # once OPTIONS...: adaltm.sh over the whole corpus.
 once() {
+    # shellcheck disable=SC2154  # parts.sh sets it
     part ./adaltm.sh --train_set all --valid_set all --test_sets all "$@" "${asked[@]}"
 }
 
@@ -96,6 +97,7 @@ for ((fold = 1; fold <= folds; fold++)); do
     outputs+=("dump/${folds}/fold${fold}"/{train,dev,test}/wav.scp)
 done
 for fold in ${only_folds}; do exps+=("exp/${folds}/fold${fold}"); done
+# shellcheck disable=SC2154  # parts.sh sets it
 if "${asking}"; then echo "Folds"; fi
 part own_item "2/12 audio" "folds_${folds}" dump --inputs "${inputs[@]}" --outputs "${outputs[@]}" \
     -- python -m espnet_adaltm.bin.make_folds --dump dump/all --out "dump/${folds}" \

@@ -80,7 +80,9 @@ if [ -z "${ood_asr_expert}" ]; then
 fi
 . ./path.sh
 . utils/parts.sh
+# shellcheck disable=SC2154  # parts.sh sets it
 part ./adaltm.sh "${words[@]}" --results_dir "${results_dir}" "${asked[@]}"
+# shellcheck disable=SC2154  # parts.sh sets it
 if "${asking}"; then echo "With the other ASR expert"; fi
 part ./adaltm.sh "${words[@]}" --results_dir "${results_dir}/ood" --asr_expert "${ood_asr_expert}" \
     --merges adaltm_ood --export_merges adaltm_ood --baselines "" --recipe "msp_podcast, other ASR" \
@@ -96,4 +98,5 @@ case "${stop_stage}" in
             --out "${results_dir}/COMPARISON_ood.md"
         ;;
 esac
+# shellcheck disable=SC2154  # parts.sh sets it
 exit "${code}"

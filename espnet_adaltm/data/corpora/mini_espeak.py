@@ -12,12 +12,10 @@ speakers that take turns; the emotion of a turn repeats the last one's with prob
 import hashlib
 import io
 import itertools
-import multiprocessing
 import os
 import random
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -37,6 +35,7 @@ from espnet_adaltm.data.label_share import nested_subset
 from espnet_adaltm.errors import UserError
 from espnet_adaltm.files import atomic_open, read_json, write_json
 from espnet_adaltm.progress import progress
+from espnet_adaltm.workers import process_pool
 
 CHANNELS = ("voice", "words", "both")
 SAMPLE_RATE = 16_000
@@ -323,9 +322,8 @@ def write_audio(utterances: Sequence[Utterance], audio_dir: Path, num_workers: i
     for folder in {path.parent for _, path in jobs}:
         folder.mkdir(parents=True, exist_ok=True)
     Espeak()  # Fails here with its own message, where a worker could only break the pool.
-    # Spawned, not forked: the parent may have threads, and each worker forks once per utterance.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(num_workers, context, _start_worker) as pool:
+    # Also for one: each forks once per utterance, which a process with threads should not.
+    with process_pool(num_workers, _start_worker) as pool:
         for _ in progress(pool.map(_write_wav, jobs, chunksize=8), "speaking", len(jobs)):
             pass
     os.sync()  # once, before the marker says that all of it is there

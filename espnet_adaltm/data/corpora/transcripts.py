@@ -7,12 +7,11 @@ and punctuation are left out, apostrophes stay inside words, digits stay as they
 import os
 import re
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 
 from espnet_adaltm.errors import UserError
+from espnet_adaltm.workers import process_pool
 
 _NOISE = re.compile(r"\[[^\]]*\]|<[^>]*>|\{[^}]*\}")
 _NO_WORD = re.compile(r"[^\w']+|_+")
@@ -61,8 +60,7 @@ def _read_chunks(
     if num_workers == 1 or len(chunks) == 1:
         yield from map(read, chunks)
         return
-    # Forked children inherit locks of libraries with threads; spawned ones do not.
-    with ProcessPoolExecutor(min(num_workers, len(chunks)), get_context("spawn")) as pool:
+    with process_pool(min(num_workers, len(chunks))) as pool:
         yield from pool.map(read, chunks)
 
 
