@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.utils.checkpoint import checkpoint
 
-from espnet_adaltm.backbone import ops
+from espnet_adaltm.backbone import ops, products
 from espnet_adaltm.backbone.attention import attention
 from espnet_adaltm.backbone.geometry import CnnGeometry, conv_length
 from espnet_adaltm.errors import UserError
@@ -174,7 +174,7 @@ class SpeechEncoder(nn.Module):
         geometry = self.geometry
         layers = self.body.feature_extractor.conv_layers
         for layer, kernel, stride in zip(layers, geometry.kernels, geometry.strides):
-            x = ops.conv1d(x, layer.conv.weight, layer.conv.bias, stride=stride)
+            x = products.conv1d(x, layer.conv.weight, layer.conv.bias, stride=stride)
             lengths = conv_length(lengths, kernel, stride)
             norm = getattr(layer, "layer_norm", None)
             if isinstance(norm, nn.GroupNorm):
@@ -232,7 +232,7 @@ class SpeechEncoder(nn.Module):
         projection = self.body.feature_projection
         norm = getattr(projection, "layer_norm", None)
         x = features.to(projection.projection.weight.dtype)
-        x = projection.projection(x if norm is None else norm(x))
+        x = _apply(projection.projection, x if norm is None else norm(x))
         return ops.dropout(x, projection.dropout.p, self.training)
 
     def _transformer(self, x: Tensor, valid: Tensor | None) -> list[Tensor]:
@@ -291,7 +291,7 @@ class SpeechEncoder(nn.Module):
         batch, size, width = x.shape
         heads = module.num_heads
         query, key, value = (
-            projection(x).view(batch, size, heads, -1).transpose(1, 2)
+            _apply(projection, x).view(batch, size, heads, -1).transpose(1, 2)
             for projection in (module.q_proj, module.k_proj, module.v_proj)
         )
         gate = None
@@ -300,18 +300,18 @@ class SpeechEncoder(nn.Module):
             gate = ops.position_gate(x, linear.weight, linear.bias, module.gru_rel_pos_const, heads)
         p = module.dropout if self.training else 0.0
         out = self._weigh(query, key, value, gate, bias, padding, p)
-        return module.out_proj(out.transpose(1, 2).reshape(batch, size, width))
+        return _apply(module.out_proj, out.transpose(1, 2).reshape(batch, size, width))
 
     # What a trace replaces.
     _weigh = staticmethod(attention)
 
     def _feed_forward(self, module: nn.Module, x: Tensor) -> Tensor:
-        x = module.intermediate_dense(x)
+        x = _apply(module.intermediate_dense, x)
         out, p = module.output_dense, module.intermediate_dropout.p
         if self.body.config.hidden_act == "gelu" and not (self.training and p):
-            x = ops.gelu_linear(x, out.weight, out.bias)
+            x = products.gelu_linear(x, out.weight, out.bias)
         else:
-            x = out(ops.dropout(module.intermediate_act_fn(x), p, self.training))
+            x = _apply(out, ops.dropout(module.intermediate_act_fn(x), p, self.training))
         return ops.dropout(x, module.output_dropout.p, self.training)
 
     def _mask_embedding(self) -> Tensor:
@@ -352,6 +352,12 @@ class SpeechEncoder(nn.Module):
         """
         check_state(self.encoder_state(), state)
         self.body.load_state_dict(dict(state), strict=True)
+
+
+def _apply(layer: nn.Module, x: Tensor) -> Tensor:
+    """A linear layer; others, such as one with an adapter, are left to themselves."""
+    plain = type(layer) is nn.Linear and not (layer._forward_hooks or layer._forward_pre_hooks)
+    return products.linear(x, layer.weight, layer.bias) if plain else layer(x)
 
 
 def check_state(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:

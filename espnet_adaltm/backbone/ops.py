@@ -5,92 +5,10 @@ All of them work on ``[B, T, C]``, channels innermost, so that layer norms need 
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
-
-_WIDE = 256  # channels; the released models have 512, encoders made here fewer
-
-
-def conv1d(x: Tensor, weight: Tensor, bias: Tensor | None, *, stride: int = 1) -> Tensor:
-    """Convolve over time without leaving the channels-last layout.
-
-    ``[B, T, C]`` seen as a channels-last image of height 1 is what the CPU and GPU libraries have
-    their fastest kernels for, going forward.
-
-    Args:
-        x: Input, shape ``[B, T, C]``.
-        weight: As in ``nn.Conv1d``, shape ``[out, in, kernel]``.
-        bias: Shape ``[out]`` or None.
-        stride: Step in frames.
-
-    Returns:
-        Shape ``[B, T', out]``.
-    """
-    if _by_products(x, weight, stride):
-        return _Conv1d.apply(x.contiguous(), weight, bias, stride)
-    return _convolve(x, weight, bias, stride)
-
-
-def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> Tensor:
-    image = x.transpose(1, 2).unsqueeze(2)
-    out = F.conv2d(image, weight.unsqueeze(2), bias, stride=(1, stride))
-    return out.squeeze(2).transpose(1, 2)
-
-
-def _by_products(x: Tensor, weight: Tensor, stride: int) -> bool:
-    """Whether the backward pass is faster as matrix products: on a CPU, with many channels."""
-    plain = x.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
-    needed = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
-    return plain and needed and x.shape[2] >= _WIDE and stride <= weight.shape[2] <= 2 * stride
-
-
-class _Conv1d(torch.autograd.Function):
-    """A convolution whose backward pass is two or three matrix products.
-
-    With frames taken ``stride`` at a time, ``[T / stride, stride * C]``, the first taps read one
-    such row and the others the beginning of the next: nothing has to be copied. oneDNN's own
-    backward pass of a channels-last convolution takes two to four times as long.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        ctx.stride = stride
-        return _convolve(x, weight, bias, stride)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
-        stride, taps = ctx.stride, weight.transpose(1, 2)
-        parts = [part.flatten(1) for part in taps.split(stride, dim=1)]
-        grad = grad.contiguous()
-        d_x = torch.zeros_like(x) if ctx.needs_input_grad[0] else None
-        d_parts = [torch.zeros_like(part) for part in parts]
-        for clip in range(len(x)):
-            for place, part in enumerate(parts):
-                rows = _rows(x[clip], place, stride, grad.shape[1], part.shape[1])
-                if ctx.needs_input_grad[1]:
-                    d_parts[place].addmm_(grad[clip].t(), rows)
-                if d_x is not None:
-                    _rows(d_x[clip], place, stride, *rows.shape).addmm_(grad[clip], part)
-        d_weight = d_bias = None
-        if ctx.needs_input_grad[1]:
-            d_taps = [part.view(len(part), -1, x.shape[2]) for part in d_parts]
-            d_weight = torch.cat(d_taps, 1).transpose(1, 2)
-        if ctx.needs_input_grad[2]:
-            d_bias = grad.sum((0, 1))
-        return d_x, d_weight, d_bias, None
-
-
-def _rows(clip: Tensor, place: int, stride: int, count: int, width: int) -> Tensor:
-    """View of a clip ``[T, C]``: what the taps from ``place * stride`` read, ``[count, width]``."""
-    step = stride * clip.shape[1]
-    return clip.as_strided((count, width), (step, 1), clip.storage_offset() + place * step)
 
 
 def positional_conv(x: Tensor, weight: Tensor, bias: Tensor | None, groups: int) -> Tensor:
@@ -166,40 +84,6 @@ def dropout_factor(
     return kept.to(dtype).mul_(65536 / (65536 - dropped))
 
 
-class _GeluLinear(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        return F.linear(F.gelu(x), weight, bias)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
-        flat = grad.reshape(-1, grad.shape[-1])
-        d_x = d_weight = d_bias = None
-        if ctx.needs_input_grad[1]:
-            d_weight = flat.t() @ F.gelu(x).view(-1, x.shape[-1])
-        if ctx.needs_input_grad[2]:
-            d_bias = flat.sum(0)
-        if ctx.needs_input_grad[0]:
-            d_x = torch.ops.aten.gelu_backward((flat @ weight).view_as(x), x)
-        return d_x, d_weight, d_bias
-
-
-def gelu_linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """``linear(gelu(x))`` that keeps ``x`` for the backward pass, and not ``gelu(x)`` too.
-
-    Args:
-        x: Shape ``[..., C]``.
-        weight: Shape ``[out, C]``.
-        bias: Shape ``[out]``.
-    """
-    if torch.is_autocast_enabled(x.device.type):  # mixed types: autograd's own way
-        return F.linear(F.gelu(x), weight, bias)
-    return _GeluLinear.apply(x.contiguous(), weight, bias)
-
-
 def position_buckets(
     size: int, num_buckets: int, max_distance: int, device: torch.device
 ) -> Tensor:
@@ -230,7 +114,8 @@ def relative_bias(embedding: Tensor, buckets: Tensor) -> Tensor:
     """
     size = (buckets.shape[0] + 1) // 2
     diagonals = F.embedding(buckets, embedding).t()
-    return diagonals.unfold(1, size, 1).flip(1)
+    # As it comes, the heads would lie innermost, and every use of a few of them would read all.
+    return diagonals.unfold(1, size, 1).flip(1).contiguous()
 
 
 def position_gate(x: Tensor, weight: Tensor, bias: Tensor, const: Tensor, heads: int) -> Tensor:
