@@ -27,7 +27,7 @@ test: lint ## style, and all tests but those of the two lines below
 test-slurm: $(ENVIRONMENT) ## the recipe on a Slurm that is started here (Debian: slurm-wlm, munge)
 	export OMP_NUM_THREADS=1; $(PYTHON) -m pytest -m slurm tests/recipes/test_slurm.py
 
-test-reliability: $(ENVIRONMENT) ## a hundred kills of the recipe at random moments; about an hour
+test-reliability: $(ENVIRONMENT) ## a hundred kills of the recipe at random moments; half an hour
 	export OMP_NUM_THREADS=1; $(PYTHON) -m pytest -m reliability tests/recipes/test_reliability.py
 
 lint: $(ENVIRONMENT) ## style of Python and shell

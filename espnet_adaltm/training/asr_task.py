@@ -16,7 +16,7 @@ from espnet_adaltm.training.espnet_models import CTCModel
 from espnet_adaltm.training.export import write_expert
 from espnet_adaltm.training.task import (
     AdaltmTask,
-    add_freeze_argument,
+    add_encoder_arguments,
     augmentation,
     build_encoder,
 )
@@ -30,7 +30,7 @@ class ASRTask(AdaltmTask):
     @classmethod
     def add_own_arguments(cls, group: Any) -> None:
         """Add the options of a recognition expert."""
-        add_freeze_argument(group, default=True)
+        add_encoder_arguments(group, freeze_cnn=True)
         group.add_argument("--tokens", type=str_or_none, default=None, help="Folder of the tokens")
         group.add_argument("--ctc_dropout", type=float, default=0.0, help="Before the CTC layer")
 

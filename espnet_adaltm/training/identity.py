@@ -32,7 +32,7 @@ _IRRELEVANT = """
     use_matplotlib use_tensorboard create_graph_in_tensorboard num_att_plot use_wandb wandb_project
     wandb_id wandb_entity wandb_name wandb_model_log_interval detect_anomaly max_cache_size
     max_cache_fd valid_max_cache_size collect_stats write_collected_feats pretrain_path
-    nbest_averaging_interval save_base
+    nbest_averaging_interval save_base gradient_checkpointing
 """
 # Where inputs lie is not what they hold: these are compared through the hashes of `inputs`.
 _PLACES = """

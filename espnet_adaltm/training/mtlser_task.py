@@ -31,7 +31,7 @@ from espnet_adaltm.training.mtlser_model import MTLSERModel
 from espnet_adaltm.training.task import (
     AdaltmTask,
     add_emotion_arguments,
-    add_freeze_argument,
+    add_encoder_arguments,
     augmentation,
     build_encoder,
     require_labels,
@@ -56,7 +56,7 @@ class MTLSERTask(AdaltmTask):
     @classmethod
     def add_own_arguments(cls, group: Any) -> None:
         """Add the options of MTLSER."""
-        add_freeze_argument(group, default=True)
+        add_encoder_arguments(group, freeze_cnn=True)
         add_emotion_arguments(group)
         group.add_argument("--tokens", type=str_or_none, default=None, help="Folder of the tokens")
         weights = TaskWeights()

@@ -17,7 +17,7 @@ from espnet_adaltm.training.espnet_models import PretrainModel
 from espnet_adaltm.training.export import HEAD, write_tensors
 from espnet_adaltm.training.task import (
     AdaltmTask,
-    add_freeze_argument,
+    add_encoder_arguments,
     augmentation,
     build_encoder,
     prepare_encoder,
@@ -38,7 +38,7 @@ class PretrainTask(AdaltmTask):
     @classmethod
     def add_own_arguments(cls, group: Any) -> None:
         """Add the options of pre-training."""
-        add_freeze_argument(group, default=False)
+        add_encoder_arguments(group, freeze_cnn=False)
         group.add_argument(
             "--units_dir",
             type=str_or_none,

@@ -11,7 +11,7 @@ from espnet_adaltm.training.export import write_expert
 from espnet_adaltm.training.task import (
     AdaltmTask,
     add_emotion_arguments,
-    add_freeze_argument,
+    add_encoder_arguments,
     augmentation,
     build_emotion_head,
     build_encoder,
@@ -36,7 +36,7 @@ class SERTask(AdaltmTask):
     @classmethod
     def add_own_arguments(cls, group: Any) -> None:
         """Add the options of an emotion expert."""
-        add_freeze_argument(group, default=True)
+        add_encoder_arguments(group, freeze_cnn=True)
         add_emotion_arguments(group)
 
     @classmethod

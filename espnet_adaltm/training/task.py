@@ -270,7 +270,7 @@ def build_encoder(args: argparse.Namespace) -> SpeechEncoder:
 
 
 def prepare_encoder(args: argparse.Namespace, encoder: SpeechEncoder) -> None:
-    """Freeze what the options freeze; DDP fails on parameters that no loss depends on."""
+    """Apply `add_encoder_arguments`; DDP fails on parameters that no loss depends on."""
     if args.freeze_cnn:
         encoder.freeze_cnn()
     elif args.feats_type == "extracted":
@@ -279,12 +279,21 @@ def prepare_encoder(args: argparse.Namespace, encoder: SpeechEncoder) -> None:
             "raw or --freeze_cnn true"
         )
     encoder.train_mask_embedding(args.mask_time_prob > 0)
+    if args.gradient_checkpointing:
+        encoder.body.gradient_checkpointing_enable()
 
 
-def add_freeze_argument(group: Any, default: bool) -> None:
-    """Add ``--freeze_cnn``."""
+def add_encoder_arguments(group: Any, freeze_cnn: bool) -> None:
+    """Add the options of an encoder that learns; ``freeze_cnn`` is that option's default."""
     group.add_argument(
-        "--freeze_cnn", type=str2bool, default=default, help="Keep the CNN front end of the base"
+        "--freeze_cnn", type=str2bool, default=freeze_cnn, help="Keep the CNN of the base"
+    )
+    group.add_argument(
+        "--gradient_checkpointing",
+        type=str2bool,
+        default=False,
+        help="Keep the layers' inputs only, and compute each layer again for the backward pass: "
+        "the same numbers in less memory, for about a third more time",
     )
 
 

@@ -4,8 +4,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from transformers import WavLMConfig, WavLMModel
 
 from espnet_adaltm.backbone import products
+from espnet_adaltm.backbone.encoder import SpeechEncoder
 from tests.backbone.backbone_common import difference
 
 # Of WavLM-Large, where oneDNN is taken if the processor is one for it.
@@ -153,3 +155,36 @@ def test_gradients_and_weights_of_any_strides(library):
     oracle = F.linear(x.detach().double().requires_grad_(), narrow.detach().double())
     assert difference(x.grad, narrow.detach().double().sum(0).expand(4, -1)) < 1e-4
     assert difference(products.linear(x, narrow, None), oracle) < 1e-3
+
+
+@pytest.mark.parametrize("norm", ["group", "layer"])
+def test_a_wide_cnn_has_hugging_faces_numbers(library, norm):
+    config = WavLMConfig(
+        conv_dim=(WIDE,) * 3,
+        conv_kernel=(10, 3, 2),
+        conv_stride=(5, 2, 2),
+        feat_extract_norm=norm,
+        do_stable_layer_norm=norm == "layer",
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        num_conv_pos_embeddings=4,
+        num_conv_pos_embedding_groups=2,
+    )
+    torch.manual_seed(0)
+    body = WavLMModel(config)
+    encoder = SpeechEncoder(body, do_normalize=False)
+    speech = torch.randn(2, 400, generator=torch.Generator().manual_seed(0))
+    lengths = torch.tensor([400, 400])
+    expected = body.feature_extractor(speech).transpose(1, 2)
+    learned = [p for p in body.feature_extractor.parameters() if p.requires_grad]
+    grad = torch.randn(expected.shape, generator=torch.Generator().manual_seed(1))
+    theirs = torch.autograd.grad(expected, learned, grad)
+    with_grad = encoder.cnn(speech, lengths)[0]
+    with torch.no_grad():
+        without = encoder.cnn(speech, lengths)[0]
+    for found in (with_grad, without):
+        assert difference(found, expected) < 1e-5 * float(expected.detach().abs().max())
+    for mine, wanted in zip(torch.autograd.grad(with_grad, learned, grad), theirs, strict=True):
+        assert difference(mine, wanted) < 1e-4 * float(wanted.abs().max())

@@ -98,6 +98,17 @@ def test_pretraining_learns_units_and_writes_a_base(corpus, tmp_path):
         torch.testing.assert_close(tensor, state[f"encoder.body.{name}"], atol=1e-6, rtol=1e-5)
 
 
+def test_gradient_checkpointing_trains_the_same(corpus, tmp_path):
+    for name, epochs in (("plain", {"false": 2}), ("mixed", {"true": 1, "false": 2})):
+        for checkpointing, last in epochs.items():  # also: a run goes on with the other setting
+            words = options(corpus, tmp_path / name, "ser", max_epoch=last)
+            train("ser", [*words, "--gradient_checkpointing", checkpointing])
+    assert losses(tmp_path / "mixed") == pytest.approx(losses(tmp_path / "plain"), rel=1e-6)
+    plain, mixed = (weights(tmp_path / name, "latest.pth") for name in ("plain", "mixed"))
+    for name, tensor in plain.items():
+        torch.testing.assert_close(mixed[name], tensor, atol=1e-6, rtol=1e-5)
+
+
 def test_merge_learns_coefficients_and_head_only(corpus, tmp_path):
     argv = options(corpus, tmp_path, "merge", max_epoch=10, head_lr=0.01, coef_lr=0.02)
     train("merge", argv)
