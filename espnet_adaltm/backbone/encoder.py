@@ -190,25 +190,8 @@ class SpeechEncoder(nn.Module):
         features = x.new_zeros(len(x), self.geometry.frames(x.shape[1]), self.feature_size)
         for row, out, samples, size in zip(x, features, lengths.tolist(), frames.tolist()):
             clip = row[None, :samples]
-            if self.body.config.feat_extract_norm == "group":
-                out[:size] = self._first_apart(clip)
-            else:
-                out[:size] = self._convolve(clip, lengths.new_tensor([samples]))[0][0]
+            out[:size] = self._convolve(clip, lengths.new_tensor([samples]))[0][0]
         return features, frames
-
-    def _first_apart(self, clip: Tensor) -> Tensor:
-        """Features ``[T, C]`` of a clip ``[1, N]`` where only the first layer has a norm.
-
-        Of one group per channel, which is faster with the channels outermost.
-        """
-        layers = self.body.feature_extractor.conv_layers
-        first, strides = layers[0], self.geometry.strides
-        x = F.conv1d(clip.unsqueeze(1), first.conv.weight, first.conv.bias, stride=strides[0])
-        x = first.activation(first.layer_norm(x)).transpose(1, 2)
-        for layer, stride in zip(layers[1:], strides[1:]):
-            x = products.conv1d(x, layer.conv.weight, layer.conv.bias, stride=stride)
-            x = layer.activation(x)
-        return x[0]
 
     def forward(
         self, speech: Tensor, lengths: Tensor, *, mask_time: Tensor | None = None

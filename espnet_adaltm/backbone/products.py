@@ -138,6 +138,8 @@ def conv1d(x: Tensor, weight: Tensor, bias: Tensor | None, *, stride: int = 1) -
         Shape ``[B, T', out]``.
     """
     kernel, channels = weight.shape[2], x.shape[2]
+    if _plain(x) and channels == 1:  # waveforms: a product with a copy of a few taps
+        return F.linear(x.squeeze(2).unfold(1, kernel, stride), weight.squeeze(1), bias)
     if _plain(x) and channels >= _WIDE and stride <= kernel <= min(2 * stride, x.shape[1]):
         if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
             return _Conv1d.apply(x.contiguous(), weight, bias, stride)
