@@ -10,7 +10,7 @@ from espnet_adaltm.kaldi import write_scp
 
 SETS = ("train", "dev", "test")
 EMOTIONS = ("angry", "happy", "neutral", "sad")
-_TURNS = 2  # of a dialogue, with a speaker each
+_TURNS = 2  # of a dialogue
 
 
 def write_corpus(folder: Path, clips: int, seconds: float, run: Callable[..., None]) -> None:
@@ -24,7 +24,9 @@ def write_corpus(folder: Path, clips: int, seconds: float, run: Callable[..., No
     """
     generator = np.random.default_rng(0)
     for number, name in enumerate(SETS):
-        _write_set(folder / "data" / name, 10 * number, clips, seconds, generator)
+        # `learn_on: held_out` parts the validation speakers: each clip there has its own.
+        share = 1 if name == "dev" else _TURNS
+        _write_set(folder / "data" / name, 10 * number, clips, share, seconds, generator)
         data, dump = folder / "data" / name, folder / "dump" / name
         run("format_audio", "--data", data, "--out", dump, "--num_workers", 1)
     text = folder / "dump/train/text"
@@ -34,8 +36,9 @@ def write_corpus(folder: Path, clips: int, seconds: float, run: Callable[..., No
 
 
 def _write_set(
-    data: Path, first: int, clips: int, seconds: float, generator: np.random.Generator
+    data: Path, first: int, clips: int, share: int, seconds: float, generator: np.random.Generator
 ) -> None:
+    """Write a data directory with ``share`` clips of every speaker."""
     tables: dict[str, dict[str, str]] = {
         name: {} for name in ("wav.scp", "text", "utt2spk", "utt2emo", "utt2dialog")
     }
@@ -48,7 +51,7 @@ def _write_set(
         write_wav(path, tone(emotion, seconds, generator))
         tables["wav.scp"][utt] = str(path)
         tables["text"][utt] = words(generator, max(1, int(2 * seconds)))
-        tables["utt2spk"][utt] = f"S{show:04d}"
+        tables["utt2spk"][utt] = f"S{first + clip // share:04d}"
         tables["utt2emo"][utt] = EMOTIONS[emotion]
         tables["utt2dialog"][utt] = f"D{show:04d} {turn}"
     for name, table in tables.items():

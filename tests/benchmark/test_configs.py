@@ -9,7 +9,9 @@ import pytest
 from espnet_adaltm.benchmark import configs
 from espnet_adaltm.benchmark.config_rows import CONF, LEFT_OUT, all_rows
 from espnet_adaltm.benchmark.process import run_program
+from espnet_adaltm.benchmark.small_corpus import write_corpus
 from espnet_adaltm.errors import UserError
+from espnet_adaltm.kaldi import read_scp
 
 # Used inside other rows.
 PARTS = {"wavlm_large/train_merge"}
@@ -42,6 +44,17 @@ def test_memory_limit_is_kept(tmp_path):
     assert run_program(words, tmp_path / "log", limit_mb=1024).peak_mb > 300
     with pytest.raises(UserError, match="MemoryError"):
         run_program(words, tmp_path / "log", limit_mb=200)
+
+
+def test_every_validation_clip_has_a_speaker(tmp_path):
+    """As `learn_on: held_out` needs them; in training two clips have one."""
+    write_corpus(tmp_path, clips=4, seconds=0.1, run=lambda *_: None)
+    speakers = {
+        name: set(read_scp(tmp_path / "data" / name / "utt2spk").values())
+        for name in ("train", "dev")
+    }
+    assert {name: len(found) for name, found in speakers.items()} == {"train": 2, "dev": 4}
+    assert not speakers["train"] & speakers["dev"]
 
 
 @pytest.mark.integration
