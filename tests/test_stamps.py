@@ -525,11 +525,11 @@ def test_killed_run_ends_its_children_and_goes_on(number):
         code,
     ]
     process = start(*words)
-    wait_for(Path("w/pid").exists)
+    wait_for(Path("w/pid").exists, seconds=20)
     pid = int(Path("w/pid").read_text())
     process.send_signal(number)
     assert process.wait(20) == 128 + number
-    wait_for(lambda: not is_running(pid))
+    wait_for(lambda: not is_running(pid), seconds=20)
     Path("w/go").touch()
     # The same item again: the folder, with what the killed run left, is still there.
     assert start(*words).wait(20) == 0

@@ -42,7 +42,7 @@ def test_workers_end_with_whoever_started_them(tmp_path, number):
     assert all(map(is_running, workers))
     program.send_signal(number)
     program.wait(30)
-    wait_for(lambda: not any(map(is_running, workers)), 20)
+    wait_for(lambda: not any(map(is_running, workers)), seconds=20)
 
 
 def test_workers_are_prepared_and_keep_the_order():

@@ -1,8 +1,8 @@
 """Linear layers and convolutions as the matrix products that a CPU is fastest at.
 
 Nearly all of an encoder's operations are products of large matrices, which PyTorch gives to MKL.
-On AMD's processors oneDNN, which comes with PyTorch as well, is 10 to 20 % faster at them
-(WavLM-Large's layers, AVX-512, one and two threads), and a convolution written as products 1.2 to
+On AMD's processors oneDNN, which comes with PyTorch as well, is 8 to 23 % faster at them
+(WavLM-Large's layers, AVX-512, one and two threads), and a convolution written as products 1.3 to
 1.5 x as fast as oneDNN's own. Everything small, on other devices, under autocast, in float64, or
 about to be traced or compiled is left to PyTorch.
 """
@@ -61,8 +61,8 @@ def _add_product(total: Tensor, x: Tensor, weight: Tensor) -> Tensor:
     return total.addmm_(x, weight.t())
 
 
-# Strides that oneDNN has no fast code for, such as those of an expanded gradient, cost it a hundred
-# times the product.
+# Strides that oneDNN has no fast code for, such as those of an expanded gradient, cost it more than
+# a hundred times the product.
 def _in_rows(x: Tensor) -> Tensor:
     return x if x.stride(1) == 1 and x.stride(0) >= x.shape[1] else x.contiguous()
 

@@ -5,10 +5,11 @@ import os
 import shutil
 import socket
 import subprocess
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from waiting import wait_for
 
 PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "scontrol", "srun")
@@ -110,17 +111,6 @@ def ask(environment: dict[str, str], *command: str) -> str:
     """What a command of Slurm answers."""
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     return done.stdout.strip()
-
-
-def wait_for(condition, what: str, seconds: float = 60, *, firm: bool = True) -> bool:
-    """Wait until a condition holds."""
-    end = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > end:
-            assert not firm, f"no {what} within {seconds} s"
-            return False
-        time.sleep(0.2)
-    return True
 
 
 def running(environment: dict[str, str]) -> dict[str, str]:

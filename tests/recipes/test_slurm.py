@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 import slurm_cluster
-from slurm_cluster import ask, job_states, running, wait_for
+from slurm_cluster import ask, job_states, running
 from test_pipeline import make_recipe
 from training_common import make_corpus, options
+from waiting import wait_for
 
 from espnet_adaltm.jobs import code_in_log
 

@@ -50,7 +50,7 @@ def runner(tmp_path, monkeypatch):
     yield process
     process.kill()
     process.communicate()
-    wait_for(lambda: not is_held(Path("w/.stamps/t.lock")), 30)
+    wait_for(lambda: not is_held(Path("w/.stamps/t.lock")), seconds=30)
 
 
 @pytest.mark.parametrize("victim", ["launcher", "runner"])
@@ -65,7 +65,7 @@ def test_the_lock_is_held_until_the_last_task_has_ended(runner, victim):
         runner.kill()
         runner.wait(30)
         assert is_held(lock)
-    wait_for(lambda: not is_held(lock), 30)
+    wait_for(lambda: not is_held(lock), seconds=30)
     assert not any(is_running(pid) for pid in at_work)
 
 
