@@ -293,7 +293,7 @@ def add_encoder_arguments(group: Any, freeze_cnn: bool) -> None:
         type=str2bool,
         default=False,
         help="Keep the layers' inputs only, and compute each layer again for the backward pass: "
-        "the same numbers in less memory, for about a third more time",
+        "the same numbers in less memory, for a second forward pass through the layers",
     )
 
 
