@@ -18,7 +18,7 @@ from espnet_adaltm.bin.run_item import rotate
 from espnet_adaltm.errors import UserError
 from espnet_adaltm.files import write_json, write_text
 from espnet_adaltm.jobs import kill_group, log_tail, stop_on_signals
-from espnet_adaltm.scoring.ablation_plot import axis_plot
+from espnet_adaltm.scoring.ablation_plot import axis_plot, overview_plot
 from espnet_adaltm.scoring.ablation_results import (
     RECORD,
     RESULTS,
@@ -147,8 +147,12 @@ def run_point(point: Point, command: Sequence[str], folder: Path, where: str) ->
 
 
 def write_report(args: argparse.Namespace, config: Ablations, outcomes: dict[str, Outcome]) -> None:
-    """Write ``ABLATIONS.md``, ``ablations.json`` and a picture per axis and test set."""
+    """Write ``ABLATIONS.md``, ``ablations.json`` and the pictures of all axes and of each."""
     pictures = {}
+    for part in set_names(outcomes.values()):
+        path = args.out_dir / "plots" / f"ablations_{part}.png"
+        if overview_plot(path, config, outcomes, part) is not None:
+            pictures[part] = path
     for axis in config.axes:
         mine = [outcomes[point.key] for point in axis.points]
         for part in set_names(mine):

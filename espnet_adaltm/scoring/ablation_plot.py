@@ -1,20 +1,22 @@
-"""Pictures of ablations: macro-F1 and WER along an axis, with the references."""
+"""Pictures of ablations: all points at a glance, and macro-F1 and WER along an axis."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from espnet_adaltm.scoring.ablation_results import Outcome
-from espnet_adaltm.scoring.ablations import Axis, row_name
-from espnet_adaltm.scoring.plots import new_figure, save, styles
+from espnet_adaltm.scoring.ablation_results import Outcome, axis_tests
+from espnet_adaltm.scoring.ablations import Ablations, Axis, row_name
+from espnet_adaltm.scoring.paired import PairedTest, stars
+from espnet_adaltm.scoring.plots import COLOURS, new_figure, save, styles
 from espnet_adaltm.scoring.tables import TITLES
 
 DIRECTIONS = {"macro_f1": "up is better", "wer": "down is better"}
 PANELS = tuple(DIRECTIONS)
 VARIED = "as varied"
+_LINE = 0.24  # inches of the overview, per row
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,109 @@ class Line:
     is_reference: bool
     places: np.ndarray
     values: np.ndarray
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of the overview.
+
+    Attributes:
+        label: Title of an axis, name of a point, or point and row where points have several.
+        tests: Reference to the test of macro-F1 against it; None for the title of an axis.
+    """
+
+    label: str
+    tests: Mapping[str, PairedTest] | None = None
+
+
+def overview_entries(config: Ablations, outcomes: Mapping[str, Outcome], part: str) -> list[Entry]:
+    """The rows of all axes under their titles, each merge where it comes first.
+
+    Args:
+        config: The configuration.
+        outcomes: By `Point.key`, of all its points.
+        part: Name of the test set.
+    """
+    found: list[Entry] = []
+    shown: set[tuple[str, tuple[float, ...]]] = set()
+    for axis in config.axes:
+        done = [o for point in axis.points if not (o := outcomes[point.key]).state]
+        tests = axis_tests(done, config.references, part)
+        entries = []
+        for point, row, seeds in (
+            (o.point, row, o.scores(row, part).get("macro_f1", {}).get("seeds", []))
+            for o in done
+            for row in o.point.row_names
+        ):
+            mine = {
+                reference: test
+                for (name, first, reference, metric), test in tests.items()
+                if (name, first, metric) == (point.name, row, "macro_f1")
+            }
+            if mine and (row, tuple(seeds)) not in shown:
+                shown.add((row, tuple(seeds)))
+                label = point.name if len(point.rows) == 1 else f"{point.name}: {row}"
+                entries.append(Entry(label, mine))
+        found += [Entry(axis.title), *entries] if entries else []
+    return found
+
+
+def overview_plot(
+    path: Path, config: Ablations, outcomes: Mapping[str, Outcome], part: str
+) -> Path | None:
+    """Macro-F1 of every row minus every reference of its run, with intervals, in one picture.
+
+    Args:
+        path: PNG to write.
+        config: The configuration.
+        outcomes: By `Point.key`, of all its points.
+        part: Name of the test set.
+
+    Returns:
+        None if there is no difference to draw.
+    """
+    entries = overview_entries(config, outcomes, part)
+    against = [
+        name
+        for name in map(row_name, config.references)
+        if any(name in entry.tests for entry in entries if entry.tests)
+    ]
+    if not against:
+        return None
+    figure, axes = new_figure(
+        1.8 + 2.9 * len(against),
+        1.2 + _LINE * len(entries),
+        ncols=len(against),
+        sharey=True,
+        squeeze=False,
+    )
+    for name, panel in zip(against, axes[0]):
+        panel.axvline(0, color="black", linewidth=0.8)
+        for place, entry in enumerate(entries):
+            if entry.tests and name in entry.tests:
+                _draw_difference(panel, place, entry.tests[name])
+        panel.set(xlabel=f"minus {name}")
+        panel.grid(axis="x", alpha=0.3)
+    axes[0][0].set_yticks(range(len(entries)), [entry.label for entry in entries])
+    axes[0][0].set_ylim(len(entries) - 0.5, -0.5)
+    for text, entry in zip(axes[0][0].get_yticklabels(), entries):
+        text.set_fontweight("normal" if entry.tests else "bold")
+    figure.suptitle(
+        f"Macro-F1 ({part}), points of percent\nfilled: p < 0.05 after correction within the axis"
+    )
+    return save(figure, path)
+
+
+def _draw_difference(panel: Any, place: int, test: PairedTest) -> None:
+    value, low, high = (100 * number for number in (test.difference, test.low, test.high))
+    panel.errorbar(
+        value,
+        place,
+        xerr=[[max(0.0, value - low)], [max(0.0, high - value)]],
+        fmt="o",
+        color=COLOURS[0],
+        markerfacecolor=COLOURS[0] if stars(test.p_holm) else "white",
+    )
 
 
 def axis_lines(

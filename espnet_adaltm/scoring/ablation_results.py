@@ -29,6 +29,9 @@ references, where a run has others than the runs above it."""
 WARNING = """All points are compared on the test set: the best of many is flattered by chance. What
 is picked here has to be confirmed on other speakers, or picked on the validation set."""
 
+GLANCE = """Macro-F1 of every row minus the references of its run, with the intervals of the tables
+below. What several axes have in common is shown once, where it comes first."""
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -241,7 +244,7 @@ def document(
         recipe: For the heading.
         commands: What was typed.
         environment: From `environment.environment`.
-        pictures: ``axis/set`` to file.
+        pictures: Set, and ``axis/set``, to file.
         folder: Where the document will lie; pictures are linked relative to it.
     """
     options = check_bootstrap(outcomes.values())
@@ -257,6 +260,10 @@ def document(
         )
         parts += ["## How to read the tables", legend, f"The tables of all tests: {TESTS}"]
     sets = set_names(outcomes.values())
+    glance = [
+        _picture("All points", part, pictures[part], folder) for part in sets if part in pictures
+    ]
+    parts += ["## At a glance", GLANCE, *glance] if glance else []
     for axis in config.axes:
         mine = [outcomes[point.key] for point in axis.points]
         parts.append(f"## {axis.title}")
@@ -264,11 +271,14 @@ def document(
         for part in sets if any(not outcome.state for outcome in mine) else []:
             parts += _axis_sections(axis, mine, config.references, part)
             if (path := pictures.get(f"{axis.name}/{part}")) is not None:
-                link = Path(os.path.relpath(path, folder)).as_posix()
-                parts.append(f"![{axis.title}, {part}]({link})")
+                parts.append(_picture(axis.title, part, path, folder))
         missing = [f"- `{o.point.name}`: {o.state}" for o in mine if o.state]
         parts += ["Not in the tables:", "\n".join(missing)] if missing else []
     return "\n\n".join(parts) + "\n"
+
+
+def _picture(title: str, part: str, path: Path, folder: Path) -> str:
+    return f"![{title}, {part}]({Path(os.path.relpath(path, folder)).as_posix()})"
 
 
 def _axis_sections(

@@ -131,3 +131,36 @@ def test_lines_of_the_plot():
     names = [line.name for line in ablation_plot.axis_lines(
         axis, outcomes[:1], references, "test", "macro_f1")]  # fmt: skip
     assert names == ["adaltm", "ser_only"]
+
+
+def test_the_overview_has_every_row_once_under_its_axis():
+    axis, outcomes, references = scene()
+    point = abl.Point("grain", "block", ("adaltm",), {})
+    grain = abl.Axis("grain", "Granularity", "", "grain", "names", (point,))
+    again = ablation_results.Outcome(point, ("run",), "", outcomes[0].result)
+    by_key = {outcome.point.key: outcome for outcome in [*outcomes, again]}
+    config = abl.Ablations(references, (axis, grain))
+    entries = ablation_plot.overview_entries(config, by_key, "test")
+    # The same trainings on another axis are not repeated, and neither is its title.
+    assert [entry.label for entry in entries] == ["Learning rate", "0.01", "0.1"]
+    title, slow, fast = (entry.tests for entry in entries)
+    assert title is None
+    assert slow.keys() == {"ser_only"}
+    assert {name: test.difference for name, test in fast.items()} == pytest.approx(
+        {"ser_only": 0.10, "adaltm": 0.08}
+    )
+    assert fast["adaltm"].p_holm == pytest.approx(2 * 0.02)  # corrected within the axis
+    # Other trainings of the same name are shown.
+    other = results({"ser_only": scores(0.5), "adaltm": scores(0.6)}, {("ser_only", "adaltm"): 0.5})
+    by_key["grain/block"] = ablation_results.Outcome(point, ("run",), "", other)
+    entries = ablation_plot.overview_entries(config, by_key, "test")
+    assert [entry.label for entry in entries[3:]] == ["Granularity", "block"]
+    assert ablation_plot.overview_entries(config, by_key, "other") == []
+
+
+def test_no_overview_of_nothing(tmp_path):
+    axis, outcomes, references = scene()
+    config = abl.Ablations(references, (abl.Axis(*["x"] * 4, "names", axis.points[2:]),))
+    by_key = {outcomes[2].point.key: outcomes[2]}
+    assert ablation_plot.overview_plot(tmp_path / "a.png", config, by_key, "test") is None
+    assert not list(tmp_path.iterdir())

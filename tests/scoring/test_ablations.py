@@ -185,6 +185,8 @@ def test_every_point_is_run_and_reported(recipe, capsys):
         "# Ablations of demo",
         "python -m espnet_adaltm.bin.ablations --config ablations.yaml -- /path/to/python",
         " run.py --size ci\n```",
+        "## At a glance\n",
+        "![All points, test](plots/ablations_test.png)",
         "## Learning rate\n\nOf lambda.\n\nSet `test`:",
         "|rate|merge|seeds|macro-F1|UAR|WER|minus ser_only|minus static|",
         "![Learning rate, test](plots/ablation_rate_test.png)",
@@ -196,6 +198,7 @@ def test_every_point_is_run_and_reported(recipe, capsys):
     assert str(recipe) not in text
     assert "Not in the tables" not in text
     assert (recipe / "plots" / "ablation_size_test.png").stat().st_size > 5_000
+    assert (recipe / "plots" / "ablations_test.png").stat().st_size > 5_000
     found = read_json(recipe / "ablations.json")
     assert found["references"] == ["ser_only", "static"]
     fast = found["axes"]["rate"]["points"]["0.1"]
