@@ -17,6 +17,7 @@ DIRECTIONS = {"macro_f1": "up is better", "wer": "down is better"}
 PANELS = tuple(DIRECTIONS)
 VARIED = "as varied"
 _LINE = 0.24  # inches of the overview, per row
+_FAR = 3.0
 
 
 @dataclass(frozen=True)
@@ -112,9 +113,11 @@ def overview_plot(
     )
     for name, panel in zip(against, axes[0]):
         panel.axvline(0, color="black", linewidth=0.8)
-        for place, entry in enumerate(entries):
-            if entry.tests and name in entry.tests:
-                _draw_difference(panel, place, entry.tests[name])
+        tests = [(entry.tests or {}).get(name) for entry in entries]
+        panel.set_xlim(*difference_limits([test for test in tests if test]))
+        for place, test in enumerate(tests):
+            if test:
+                _draw_difference(panel, place, test)
         panel.set(xlabel=f"minus {name}")
         panel.grid(axis="x", alpha=0.3)
     axes[0][0].set_yticks(range(len(entries)), [entry.label for entry in entries])
@@ -127,15 +130,43 @@ def overview_plot(
     return save(figure, path)
 
 
+def difference_limits(tests: Sequence[PairedTest]) -> tuple[float, float]:
+    """Ends of an axis in points of percent: what lies far off must not make the rest one dot.
+
+    Args:
+        tests: At least one; the axis reaches to `_FAR` times the third quartile of the distances.
+    """
+    ends = 100 * np.array([[test.low, test.high] for test in tests])
+    far = _FAR * np.quantile(np.abs(ends).max(1), 0.75)
+    low, high = max(ends[:, 0].min(), -far), min(ends[:, 1].max(), far)
+    low, high = min(low, 0.0), max(high, 0.0)
+    air = 0.05 * (high - low or 1.0)
+    return low - air, high + air
+
+
 def _draw_difference(panel: Any, place: int, test: PairedTest) -> None:
+    """A dot with its interval, or its number beside an arrow at the edge of the panel."""
     value, low, high = (100 * number for number in (test.difference, test.low, test.high))
-    panel.errorbar(
-        value,
-        place,
-        xerr=[[max(0.0, value - low)], [max(0.0, high - value)]],
-        fmt="o",
-        color=COLOURS[0],
-        markerfacecolor=COLOURS[0] if stars(test.p_holm) else "white",
+    left, right = panel.get_xlim()
+    shown, marker, shift = value, "o", 0
+    if value < left:
+        shown, marker, shift = left, "<", 8
+    elif value > right:
+        shown, marker, shift = right, ">", -8
+    fill = COLOURS[0] if stars(test.p_holm) else "white"
+    panel.plot(shown, place, marker, color=COLOURS[0], markerfacecolor=fill, clip_on=False)
+    if not shift:
+        bar = [[max(0.0, value - low)], [max(0.0, high - value)]]
+        panel.errorbar(value, place, xerr=bar, color=COLOURS[0], zorder=1)
+        return
+    panel.annotate(
+        f"{value:+.1f}",
+        (shown, place),
+        xytext=(shift, 0),
+        textcoords="offset points",
+        ha="left" if shift > 0 else "right",
+        va="center",
+        fontsize="small",
     )
 
 

@@ -164,3 +164,18 @@ def test_no_overview_of_nothing(tmp_path):
     by_key = {outcomes[2].point.key: outcomes[2]}
     assert ablation_plot.overview_plot(tmp_path / "a.png", config, by_key, "test") is None
     assert not list(tmp_path.iterdir())
+
+
+def test_limits_of_the_overview_leave_out_what_is_far_off():
+    def test_of(value):
+        ends = value - 0.01, value + 0.01
+        return ablation_results.PairedTest("a", "b", "all", "uar", value, *ends, 1.0, 1.0, 1.0)
+
+    near = [test_of(value) for value in (-0.02, -0.01, 0.0, 0.02)]
+    # all of it, -3 to 3 points, and a twentieth of air
+    assert ablation_plot.difference_limits(near) == pytest.approx((-3.3, 3.3))
+    low, high = ablation_plot.difference_limits([*near, test_of(-0.5)])
+    assert high == pytest.approx(3.0 + 0.05 * 12)
+    assert low == pytest.approx(-9.0 - 0.05 * 12)  # 3 times the third quartile of 1 2 3 3 51
+    # Zero is shown where all are on one side of it.
+    assert ablation_plot.difference_limits([test_of(0.03)])[0] == pytest.approx(-0.2)
