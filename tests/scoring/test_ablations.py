@@ -317,6 +317,7 @@ def test_shipped_axes(recipe, monkeypatch):
         "head",
         "vectors",
         "objective",
+        "epoch_choice",
         "ctc_weight",
         "asr_expert",
         "labelled_share",
@@ -332,6 +333,12 @@ def test_shipped_axes(recipe, monkeypatch):
             epochs = load_yaml(point.options["asr_config"])["max_epoch"]
             assert point.options["asr_config"].endswith(f"_{epochs}.yaml")
             assert point.name == str(epochs)
+        if "merge_config" in point.options:
+            usual = {"mini_espeak": "conf/full", "nemo": ROOT / "conf/tiny"}[recipe.parent.name]
+            assert load_yaml(point.options["merge_config"]) == {
+                **load_yaml(Path(usual, "train_merge.yaml")),
+                "best_model_criterion": [["valid", "macro_f1", "max"]],
+            }
 
 
 CHANGED = {  # of adaltm
@@ -342,6 +349,7 @@ CHANGED = {  # of adaltm
     "head": {"head_init", "train_head"},
     "vectors": {"preprocess"},
     "objective": {"objective", "distill_weight", "head_init", "train_head"},
+    "epoch_choice": set(),
     "ctc_weight": {"objective", "ctc_weight"},
     "asr_expert": set(),
     "labelled_share": set(),
