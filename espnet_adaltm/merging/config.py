@@ -103,7 +103,7 @@ class MergeConfig:
     train_head: bool = True
     coef_lr: float | None = None
     objective: str = SUPERVISED
-    ctc_weight: float = 0.3
+    ctc_weight: float = 1.0
     distill_weight: Init = 1.0
     distill_on: str = "logits"
     learn_on: str = TRAIN

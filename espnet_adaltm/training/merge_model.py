@@ -69,7 +69,7 @@ class Objective:
     """
 
     kind: str = objectives.SUPERVISED
-    ctc_weight: float = 0.3
+    ctc_weight: float = 1.0
     distill_weights: Mapping[str, float] = field(default_factory=dict)
     distill_on: str = "logits"
     teachers: Mapping[str, Teacher] = field(default_factory=dict)

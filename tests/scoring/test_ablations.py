@@ -319,6 +319,7 @@ def test_shipped_axes(recipe, monkeypatch):
         "objective",
         "epoch_choice",
         "ctc_weight",
+        "head_and_ctc",
         "asr_expert",
         "labelled_share",
     }
@@ -351,6 +352,7 @@ CHANGED = {  # of adaltm
     "objective": {"objective", "distill_weight", "head_init", "train_head"},
     "epoch_choice": set(),
     "ctc_weight": {"objective", "ctc_weight"},
+    "head_and_ctc": {"head_init", "train_head", "objective"},
     "asr_expert": set(),
     "labelled_share": set(),
 }
