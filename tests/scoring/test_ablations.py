@@ -322,7 +322,7 @@ def test_shipped_axes(recipe, monkeypatch):
         "head_and_ctc",
         "asr_expert",
         "labelled_share",
-        *(["seeds"] if recipe.parent.name == "mini_espeak" else []),
+        *(["epochs", "seeds"] if recipe.parent.name == "mini_espeak" else []),
     }
     shares = next(axis for axis in config.axes if axis.name == "labelled_share")
     assert [point.name for point in shares.points] == ["5", "10", "25", "50", "100"]
@@ -337,10 +337,13 @@ def test_shipped_axes(recipe, monkeypatch):
             assert point.name == str(epochs)
         if "merge_config" in point.options:
             usual = {"mini_espeak": "conf/full", "nemo": ROOT / "conf/tiny"}[recipe.parent.name]
-            assert load_yaml(point.options["merge_config"]) == {
-                **load_yaml(Path(usual, "train_merge.yaml")),
-                "best_model_criterion": [["valid", "macro_f1", "max"]],
+            changes = {
+                "train_merge_f1.yaml": {"best_model_criterion": [["valid", "macro_f1", "max"]]},
+                "train_merge_10.yaml": {"max_epoch": 10},
             }
+            file = Path(point.options["merge_config"])
+            expected = {**load_yaml(Path(usual, "train_merge.yaml")), **changes[file.name]}
+            assert load_yaml(file) == expected
 
 
 CHANGED = {  # of adaltm
@@ -356,6 +359,7 @@ CHANGED = {  # of adaltm
     "head_and_ctc": {"head_init", "train_head", "objective"},
     "asr_expert": set(),
     "seeds": set(),
+    "epochs": {"head_init", "objective"},
     "labelled_share": set(),
 }
 
