@@ -226,11 +226,12 @@ def test_ctc_reads_transcripts_where_there_are_some(corpus, experts, tmp_path):
         text = read_scp(root / name / "text")
         write_scp(root / name / "text", dict(list(text.items())[::2]))
     places = {"train_dump": root / "train", "valid_dump": root / "dev"}
-    train("merge", merge_options(corpus, experts, tmp_path / "some", "adaltm_ctc", **places))
+    row = yaml(tmp_path, "objective: supervised_ctc\nctc_weight: 0.7")
+    train("merge", merge_options(corpus, experts, tmp_path / "some", row, **places))
     values = stats(tmp_path / "some")[1]
     assert values["train"]["loss_ctc"] > 0
     assert {"wer", "cer", "macro_f1", "loss_ctc", "loss_emotion"} <= values["valid"].keys()
-    total = values["valid"]["loss_emotion"] + 0.3 * values["valid"]["loss_ctc"]
+    total = values["valid"]["loss_emotion"] + 0.7 * values["valid"]["loss_ctc"]
     assert values["valid"]["loss"] == pytest.approx(total, rel=1e-5)
     write_scp(root / "train/text", {"zz": "nobody"})
     with pytest.raises(UserError, match="no utterance of .* has a transcript"):
