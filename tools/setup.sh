@@ -185,12 +185,17 @@ pip_setting() {
     fi
 }
 
-# Unlike pip, uv trusts the first index that knows a name; unsafe-best-match is what pip does.
-sources=(--index-strategy unsafe-best-match)
-for name in find-links index-url extra-index-url; do
-    for value in $(pip_setting "${name}"); do
-        sources+=("--${name}" "${value}")
-    done
+# Unlike pip, uv trusts the first index that knows a name; unsafe-best-match is what pip does. Of one
+# version it still takes the wheel of the first index that has it, so the main index comes first: an
+# extra one may hold a wheel for every platform, without the libraries inside.
+main_index=$(pip_setting index-url)
+main_index=${main_index:-https://pypi.org/simple}
+sources=(--index-strategy unsafe-best-match --default-index "${main_index}" --index "${main_index}")
+for value in $(pip_setting extra-index-url); do
+    sources+=(--index "${value}")
+done
+for value in $(pip_setting find-links); do
+    sources+=(--find-links "${value}")
 done
 certificate=$(pip_setting cert)
 if [ -n "${certificate}" ]; then
@@ -221,7 +226,7 @@ install_torch() {
     else
         # "+cpu" can only be met by a CPU build, so no CUDA wheel is ever downloaded.
         install "${torch}+cpu" 2>/dev/null ||
-            install --index-url "${torch_index}" "${torch}+cpu" ||
+            install --index "${torch_index}" "${torch}+cpu" ||
             die "${torch}+cpu is neither in pip's sources nor to be had from ${torch_index}:" \
                 "put its wheel into a folder and run again with PIP_FIND_LINKS=<folder>"
     fi
