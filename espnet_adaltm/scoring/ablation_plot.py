@@ -26,7 +26,7 @@ class Line:
 
     Attributes:
         name: For the legend.
-        is_reference: Drawn dashed.
+        is_reference: Drawn dashed where there is more than one place.
         places: Horizontal positions, [P].
         values: Mean over seeds and its interval's low and high end, as fractions, [P, 3].
     """
@@ -217,7 +217,8 @@ def axis_plot(
         path: PNG to write.
         axis: The axis.
         outcomes: Of its points.
-        references: See `ablations.Ablations`; dashed, with their interval as a band.
+        references: See `ablations.Ablations`; dashed, with their interval as a band, or a point
+            where one place is known.
         part: Name of the test set.
 
     Returns:
@@ -257,7 +258,7 @@ def axis_plot(
 def _draw(panel: Any, line: Line, look: tuple[str, str, bool], *, connected: bool) -> None:
     colour, marker, filled = look
     mean, low, high = 100 * line.values.T
-    if line.is_reference:
+    if line.is_reference and len(line.places) > 1:
         panel.plot(line.places, mean, "--", color=colour, label=line.name)
         panel.fill_between(line.places, low, high, color=colour, alpha=0.1, linewidth=0)
         return

@@ -6,6 +6,7 @@ import pytest
 from espnet_adaltm.errors import UserError
 from espnet_adaltm.scoring import ablation_plot, ablation_results
 from espnet_adaltm.scoring import ablations as abl
+from espnet_adaltm.scoring.plots import new_figure
 
 
 def scores(mean, wer=None, std=0.02):
@@ -131,6 +132,16 @@ def test_lines_of_the_plot():
     names = [line.name for line in ablation_plot.axis_lines(
         axis, outcomes[:1], references, "test", "macro_f1")]  # fmt: skip
     assert names == ["adaltm", "ser_only"]
+
+
+@pytest.mark.parametrize(("places", "bars"), [([5.0], 1), ([5.0, 10.0], 0)])
+def test_a_reference_known_at_one_point_is_drawn_as_a_point(places, bars):
+    figure, panel = new_figure(4, 3)
+    values = np.array([[0.5, 0.4, 0.6]] * len(places))
+    line = ablation_plot.Line("ser_only", True, np.array(places), values)
+    ablation_plot._draw(panel, line, ("C0", "o", True), connected=True)
+    assert len(panel.containers) == bars  # error bars; otherwise a line and a band
+    assert len(panel.lines) == 1
 
 
 def test_the_overview_has_every_row_once_under_its_axis():
