@@ -43,7 +43,7 @@ _CHOICES: Mapping[str, tuple[str, ...]] = {
     "learn_on": LEARN_ON,
     "method": (SEPARATE, *arithmetic.METHODS),
 }
-_RATES = ("ctc_weight", "coef_lr")
+_RATES = ("ctc_weight", "coef_lr", "epoch_factor")
 _FLAGS = ("trainable", "encoder_dropout", "train_head")
 
 
@@ -76,6 +76,8 @@ class MergeConfig:
         head_init: Emotion head ``scratch`` or from the ``ser_expert``.
         train_head: Whether the emotion head (with its layer sum) is learned.
         coef_lr: Learning rate of lambda in place of the training configuration's.
+        epoch_factor: Epochs as a multiple of the training configuration's ``max_epoch``, rounded,
+            at least one: a row that goes on learning where others are done may take longer.
         objective: ``supervised`` (AdaLTM: the emotion loss); ``entropy`` of the predictions, no
             labels (AdaMerging); ``supervised_ctc`` adds the frozen ASR head's loss per token,
             ``supervised_distill`` the distance to the experts (both ours).
@@ -102,6 +104,7 @@ class MergeConfig:
     head_init: str = "scratch"
     train_head: bool = True
     coef_lr: float | None = None
+    epoch_factor: float = 1.0
     objective: str = SUPERVISED
     ctc_weight: float = 1.0
     distill_weight: Init = 1.0

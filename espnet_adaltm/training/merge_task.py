@@ -87,6 +87,7 @@ class MergeTask(SERTask):
         args.merge_conf = config.to_dict()
         if config.coef_lr is not None:
             args.coef_lr = config.coef_lr
+        args.max_epoch = max(1, round(args.max_epoch * config.epoch_factor))
         _check_places(args, config)
         check_teachers(args, config)
         _check_vectors(args)

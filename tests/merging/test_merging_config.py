@@ -140,6 +140,8 @@ ENTROPY = "objective: entropy\nhead_init: ser_expert\ntrain_head: false"
         ("objective: supervised_ctc\nctc_weight: 1e-1x", "ctc_weight must be a number above 0"),
         ("objective: supervised_distill\ndistill_weight: {mtl: 1}", "one for some of asr, ser"),
         ("coef_lr: fast", "coef_lr must be a number above 0, found 'fast'"),
+        ("epoch_factor: 0", "epoch_factor must be a number above 0, found 0"),
+        ("epoch_factor: null", "epoch_factor must be a number above 0, found None"),
         ("held_out_seed: 1.5", "held_out_seed must be a whole number"),
         ("grid: [0.1, 0.2]", "grid tries fixed coefficients: give trainable: false"),
         (

@@ -280,6 +280,14 @@ def test_coefficients_have_the_rate_of_their_row(corpus, experts, tmp_path):
     assert 0 < np.abs(final - 0.5).max() < 1e-4
 
 
+@pytest.mark.parametrize(("factor", "epochs"), [(0.1, 1), (1.5, 3), (2, 4)])
+def test_a_row_takes_a_multiple_of_the_epochs(corpus, experts, tmp_path, factor, epochs):
+    row = yaml(tmp_path, f"epoch_factor: {factor}")
+    train("merge", merge_options(corpus, experts, tmp_path / "m", row, max_epoch=2))
+    assert sorted(stats(tmp_path / "m")) == list(range(1, epochs + 1))
+    assert read(tmp_path / "m", "merge.json")["options"]["epoch_factor"] == factor
+
+
 @pytest.mark.parametrize(
     ("before", "after", "message"),
     [
