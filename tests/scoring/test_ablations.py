@@ -356,7 +356,7 @@ CHANGED = {  # of adaltm
     "objective": {"objective", "distill_weight", "head_init", "train_head"},
     "epoch_choice": set(),
     "ctc_weight": {"objective", "ctc_weight"},
-    "head_and_ctc": {"head_init", "train_head", "objective"},
+    "head_and_ctc": {"head_init", "train_head", "objective", "epoch_factor"},
     "asr_expert": set(),
     "seeds": set(),
     "epochs": {"head_init", "objective"},
