@@ -284,8 +284,12 @@ def test_coefficients_have_the_rate_of_their_row(corpus, experts, tmp_path):
 def test_a_row_takes_a_multiple_of_the_epochs(corpus, experts, tmp_path, factor, epochs):
     row = yaml(tmp_path, f"epoch_factor: {factor}")
     train("merge", merge_options(corpus, experts, tmp_path / "m", row, max_epoch=2))
-    assert sorted(stats(tmp_path / "m")) == list(range(1, epochs + 1))
+    plain = yaml(tmp_path, "granularity: block", "plain")
+    train("merge", merge_options(corpus, experts, tmp_path / "n", plain, max_epoch=epochs))
     assert read(tmp_path / "m", "merge.json")["options"]["epoch_factor"] == factor
+    assert sorted(stats(tmp_path / "m")) == list(range(1, epochs + 1))
+    same = [read(tmp_path / folder, "coefficients.json")["epochs"] for folder in ("m", "n")]
+    assert same[0] == same[1]
 
 
 @pytest.mark.parametrize(
