@@ -275,6 +275,8 @@ def _with_coefficients(recipe: Recipe, path: Path, *, separate: bool = True) -> 
     values = read_json(path)
     try:
         tasks, groups, final = (list(values[key]) for key in ("tasks", "groups", "final"))
+        if not all(isinstance(name, str) for name in (*tasks, *groups)):
+            raise TypeError("tasks and groups must be names")
     except (KeyError, TypeError) as error:
         raise UserError(
             f"{path} is no coefficients.json with tasks, groups, final: {error}"

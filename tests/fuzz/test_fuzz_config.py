@@ -138,6 +138,7 @@ coefficient_files = st.fixed_dictionaries(
 
 @fuzz(150)
 @given(table=coefficient_files, merge=st.one_of(st.none(), junk, options_of(MergeConfig)))
+@example(table={"tasks": [], "groups": [None], "final": []}, merge=None)
 def test_any_coefficients(folder, table, merge):
     path = folder / "merge" / "coefficients.json"
     path.parent.mkdir(exist_ok=True)

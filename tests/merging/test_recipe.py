@@ -179,6 +179,7 @@ def test_coefficients_of_a_merged_vector_become_the_scale(tmp_path):
         ({"final": [[0.1, 0.2], [1, 2]]}, r"must be \(2, 3\) finite numbers"),
         ({"final": [[0.1, 0.2, math.nan], [1, 2, 3]]}, "finite numbers"),
         ({"final": None}, "is no coefficients.json"),
+        ({"groups": [None]}, "is no coefficients.json .*: tasks and groups must be names"),
         ({"tasks": ["ser", "asr"]}, r"coefficients of \['ser', 'asr'\], the recipe merges"),
     ],
 )
