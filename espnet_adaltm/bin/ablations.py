@@ -10,6 +10,7 @@ import shlex
 import subprocess
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from espnet_adaltm.bin import cli
@@ -19,7 +20,9 @@ from espnet_adaltm.errors import UserError
 from espnet_adaltm.files import write_json, write_text
 from espnet_adaltm.jobs import kill_group, log_tail, stop_on_signals
 from espnet_adaltm.scoring.ablation_plot import axis_plot, overview_plot
+from espnet_adaltm.scoring.ablation_records import read_records
 from espnet_adaltm.scoring.ablation_results import (
+    NOT_RUN,
     RECORD,
     RESULTS,
     Outcome,
@@ -38,6 +41,10 @@ example, from a recipe's folder and after `. ./path.sh`:
   python -m espnet_adaltm.bin.ablations --config conf/ablations.yaml --dry_run -- ./run.sh
   python -m espnet_adaltm.bin.ablations --config conf/ablations.yaml -- ./run.sh --size full
   python -m espnet_adaltm.bin.ablations --config conf/ablations.yaml --axes granularity \\
+      --points learning_rate/0.1 -- ./run.sh --size full
+
+exp/ was deleted, and one point is to be added to the others of ablations.json:
+  python -m espnet_adaltm.bin.ablations --config conf/ablations.yaml --recorded ablations.json \
       --points learning_rate/0.1 -- ./run.sh --size full
 """
 
@@ -58,6 +65,13 @@ def get_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--out_dir", type=Path, default=Path(), help="gets ABLATIONS.md, ablations.json and plots/"
+    )
+    parser.add_argument(
+        "--recorded",
+        type=Path,
+        metavar="FILE",
+        help="an earlier ablations.json of the same command: what it tells of points that are not "
+        "run (their folders are gone) stands in the tables as well",
     )
     parser.add_argument("--recipe", help="heading of ABLATIONS.md (default: the recipe's folder)")
     what = parser.add_mutually_exclusive_group()
@@ -82,6 +96,7 @@ def _main(args: argparse.Namespace) -> None:
         for point in chosen:
             print(f"# {point.key}\n{shlex.join(commands[point.key])}")
         return
+    recorded = {} if args.recorded is None else read_records(args.recorded, config)
     failed = []
     for number, point in enumerate([] if args.report_only else chosen, start=1):
         where = f"[{number}/{len(chosen)} {point.key}]"
@@ -91,6 +106,9 @@ def _main(args: argparse.Namespace) -> None:
         point.key: read_outcome(point, commands[point.key], args.results_dir / point.key)
         for point in config.points
     }
+    for key, result in recorded.items():
+        if outcomes[key].state == NOT_RUN:
+            outcomes[key] = replace(outcomes[key], state="", result=result)
     write_report(args, config, outcomes)
     if failed:
         raise UserError(

@@ -18,6 +18,7 @@ from espnet_adaltm.scoring.statistics import holm
 METRICS = ("macro_f1", "uar", "wer")
 RECORD = "point.json"
 RESULTS = "results.json"
+DONE, NOT_RUN = "done", "not run"
 
 LEGEND = """Percent; ± is half of the {level:.0f} % percentile bootstrap interval
 ({resamples} resamples of {unit}s, each seed averaged within a resample), σ the standard deviation
@@ -74,7 +75,7 @@ def read_outcome(point: Point, command: Sequence[str], folder: Path) -> Outcome:
         return Outcome(point, tuple(command), state, {})
 
     if not (folder / RECORD).exists():
-        return unusable("not run")
+        return unusable(NOT_RUN)
     record = read_json(folder / RECORD)
     if not same_command(record["command"], command):
         return unusable("run with other options")
@@ -209,7 +210,7 @@ def _point_json(
     outcome: Outcome, references: Sequence[str], parts: Sequence[str]
 ) -> dict[str, Any]:
     described = {
-        "state": outcome.state or "done",
+        "state": outcome.state or DONE,
         "rows": list(outcome.point.row_names),
         "options": dict(outcome.point.options),
     }

@@ -2,6 +2,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -268,6 +269,46 @@ def test_the_same_runs_give_the_same_json(recipe):
     first = (recipe / "ablations.json").read_bytes()
     run("--report_only")
     assert (recipe / "ablations.json").read_bytes() == first
+
+
+def test_recorded_points_stand_in_for_runs_that_are_gone(recipe, capsys):
+    run()
+    whole = {name: (recipe / name).read_bytes() for name in ("ablations.json", "ABLATIONS.md")}
+    (recipe / "before.json").write_bytes(whole["ablations.json"])
+    shutil.rmtree(recipe / "exp/ablations")
+    recorded = ("--recorded", "before.json")
+    assert run("--report_only", *recorded) == 0
+    assert {name: (recipe / name).read_bytes() for name in whole} == whole
+    # One run anew, from which the others differ in nothing: the same table.
+    assert run("--points", "rate/0.1", *recorded) == 0
+    assert "4 of 4 points" in capsys.readouterr().out
+    assert {name: (recipe / name).read_bytes() for name in whole} == whole
+    # What changed in the configuration since is not run.
+    text = (recipe / "ablations.yaml").read_text()
+    shutil.rmtree(recipe / "exp/ablations")
+    (recipe / "ablations.yaml").write_text(text.replace("--resamples 400", "--resamples 500"))
+    assert run("--report_only", *recorded) == 0
+    assert "0 of 4 points" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "before.json"),
+        ("{}", "before.json is no ablations.json: KeyError 'references'"),
+        ("[]", "before.json"),
+        ('{"references": ["ser_only", "static"], "axes": 3}', "before.json is no ablations.json"),
+        ('{"references": ["static"]}', r"compares with ['static'], the configuration with"),
+    ],
+)
+def test_other_files_are_no_record(recipe, capsys, content, message):
+    if content is not None:
+        (recipe / "before.json").write_text(content)
+    assert run("--recorded", "before.json") == 1
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert "rate" not in captured.out  # told before anything runs
+    assert not (recipe / "ABLATIONS.md").exists()
 
 
 def test_damaged_results_are_named(recipe, capsys):

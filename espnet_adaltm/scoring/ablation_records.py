@@ -1,0 +1,75 @@
+"""Points of an ablation whose runs are gone, from the ``ablations.json`` that told of them.
+
+Experiments are often kept on storage that is emptied from time to time. What the tables and
+pictures of `espnet_adaltm.scoring.ablation_results` need of a run is in ``ablations.json``.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from espnet_adaltm.errors import UserError
+from espnet_adaltm.files import Pathlike, read_json
+from espnet_adaltm.scoring.ablation_results import DONE
+from espnet_adaltm.scoring.ablations import Ablations, Point, row_name
+from espnet_adaltm.scoring.set_scores import ALL
+
+
+def read_records(path: Pathlike, config: Ablations) -> dict[str, dict[str, Any]]:
+    """Read the points that a configuration still has, with the same rows and options.
+
+    Args:
+        path: An ``ablations.json``, made by the same command: it does not say by which.
+        config: The configuration.
+
+    Returns:
+        `Point.key` to what is needed of the run's ``results.json``.
+
+    Raises:
+        UserError: No such file, not what `ablation_results.as_json` writes, or other references.
+    """
+    found = read_json(Path(path))
+    references = list(map(row_name, config.references))
+    try:
+        if found["references"] != references:
+            raise UserError(
+                f"{path} compares with {found['references']}, the configuration with {references}"
+            )
+        return {
+            point.key: _result(found, point) for point in config.points if _is_there(found, point)
+        }
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise UserError(f"{path} is no ablations.json: {type(error).__name__} {error}") from error
+
+
+def _is_there(found: Mapping[str, Any], point: Point) -> bool:
+    record = found["axes"].get(point.axis, {"points": {}})["points"].get(point.name)
+    return record is not None and (record["state"], record["rows"], record["options"]) == (
+        DONE,
+        list(point.row_names),
+        dict(point.options),
+    )
+
+
+def _result(found: Mapping[str, Any], point: Point) -> dict[str, Any]:
+    axis = found["axes"][point.axis]
+    systems = {
+        name: {
+            "seeds": list(range(_seeds(sets))),
+            "sets": {part: {ALL: scores} for part, scores in sets.items()},
+        }
+        for name, sets in axis["points"][point.name]["systems"].items()
+    }
+    pairs = {
+        part: [
+            {key: value for key, value in test.items() if key != "point"}
+            for test in tests
+            if test["point"] == point.name
+        ]
+        for part, tests in axis["tests"].items()
+    }
+    return {"bootstrap": found["bootstrap"], "systems": systems, "all_pairs": pairs}
+
+
+def _seeds(sets: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> int:
+    return max(len(score["seeds"]) for scores in sets.values() for score in scores.values())
