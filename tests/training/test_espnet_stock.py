@@ -169,7 +169,7 @@ def test_recogniser_says_emotion_and_words_as_espnet_does(corpus, dev, tmp_path)
     out = tmp_path / "asr"
     shape = SHAPE.replace("dropout_rate: 0.1", "dropout_rate: 0.0")
     changes = {"encoder_conf": f"{{output_size: 32, input_layer: conv1d2, {shape}}}"}
-    changes |= {"decoder_conf": f"{{{shape}}}", "max_epoch": 30}
+    changes |= {"decoder_conf": f"{{{shape}}}", "max_epoch": 60}
     run("asr", argv_of(corpus, out, "asr", **changes))
     lines = read_scp(out / "data/train_text")
     text, emotions = (read_scp(corpus / "dump/train" / name) for name in ("text", "utt2emo"))
@@ -188,11 +188,11 @@ def test_recogniser_says_emotion_and_words_as_espnet_does(corpus, dev, tmp_path)
             row = decoded.probabilities[utt]
             assert found[0] == f"<emo:{EMOTIONS[row.index(max(row))]}>"
             said += 1
-    assert said > 0.3 * len(theirs)  # how much it has learned is up to the processor's rounding
+    assert said > 0.8 * len(theirs)
     truth = [EMOTIONS.index(emotion) for emotion in read_scp(dev / "utt2emo").values()]
-    assert (scored.prediction == truth).mean() > 0.6
+    assert (scored.prediction == truth).mean() > 0.8
     letters = scored.characters
-    assert letters.errors.sum() < 0.7 * len("".join(read_scp(dev / "text").values()))
+    assert letters.errors.sum() < 0.6 * len("".join(read_scp(dev / "text").values()))
 
 
 @pytest.mark.parametrize("kind", ["cls", "asr"])
