@@ -44,7 +44,7 @@ example, from a recipe's folder and after `. ./path.sh`:
       --points learning_rate/0.1 -- ./run.sh --size full
 
 exp/ was deleted, and one point is to be added to the others of ablations.json:
-  python -m espnet_adaltm.bin.ablations --config conf/ablations.yaml --recorded ablations.json \
+  python -m espnet_adaltm.bin.ablations --config conf/ablations.yaml --recorded ablations.json \\
       --points learning_rate/0.1 -- ./run.sh --size full
 """
 
@@ -108,7 +108,7 @@ def _main(args: argparse.Namespace) -> None:
     }
     for key, result in recorded.items():
         if outcomes[key].state == NOT_RUN:
-            outcomes[key] = replace(outcomes[key], state="", result=result)
+            outcomes[key] = replace(outcomes[key], state="", result=result, recorded=True)
     write_report(args, config, outcomes)
     if failed:
         raise UserError(
@@ -178,6 +178,8 @@ def write_report(args: argparse.Namespace, config: Ablations, outcomes: dict[str
             if axis_plot(path, axis, mine, config.references, part) is not None:
                 pictures[f"{axis.name}/{part}"] = path
     call = ["python", "-m", "espnet_adaltm.bin.ablations", "--config", str(args.config)]
+    if args.recorded is not None:
+        call += ["--recorded", str(args.recorded)]
     typed = without_places(shlex.join([*call, "--", *args.command]))
     text = document(
         config,
