@@ -166,6 +166,7 @@ def run_point(point: Point, command: Sequence[str], folder: Path, where: str) ->
 
 def write_report(args: argparse.Namespace, config: Ablations, outcomes: dict[str, Outcome]) -> None:
     """Write ``ABLATIONS.md``, ``ablations.json`` and the pictures of all axes and of each."""
+    facts = environment()  # before files of the repository change: it tells whether it was clean
     pictures = {}
     for part in set_names(outcomes.values()):
         path = args.out_dir / "plots" / f"ablations_{part}.png"
@@ -186,7 +187,7 @@ def write_report(args: argparse.Namespace, config: Ablations, outcomes: dict[str
         outcomes,
         args.recipe or Path.cwd().parent.name,
         [typed],
-        environment(),
+        facts,
         pictures,
         args.out_dir,
     )

@@ -96,9 +96,11 @@ def get_parser() -> argparse.ArgumentParser:
 
 
 def _main(args: argparse.Namespace) -> None:
+    # Before results change, which may be files of the repository: it tells whether that was clean.
+    environment = espnet_block()
     if args.results is not None:
         with taken_apart(args.results, "stage `score`"):
-            _write_page(args, read_json(args.results), {})
+            _write_page(args, environment, read_json(args.results), {})
         return
     if not args.dumps or args.labels is None:
         raise UserError("--systems needs --dumps and --labels: what to score against")
@@ -127,7 +129,7 @@ def _main(args: argparse.Namespace) -> None:
         )
     document = results_document(
         _story(args),
-        espnet_block(),
+        environment,
         systems,
         scores,
         tests,
@@ -142,7 +144,8 @@ def _main(args: argparse.Namespace) -> None:
     write_text(args.out_dir / "results.csv", csv_text(result))
     write_text(args.out_dir / "results.tex", latex_text(result, args.recipe))
     if args.html == "true":
-        _write_page(args, result, _examples(args, result, systems, scores, dumps))
+        examples = _examples(args, result, systems, scores, dumps)
+        _write_page(args, environment, result, examples)
     for score in scores:
         header, rows = tables.main_table(score, systems, options)
         print(f"\n{score.reference.name} (percent, ± half of the 95 % interval)\n")
@@ -202,7 +205,10 @@ def _examples(
 
 
 def _write_page(
-    args: argparse.Namespace, result: Mapping[str, Any], examples: Mapping[str, Any]
+    args: argparse.Namespace,
+    environment: str,
+    result: Mapping[str, Any],
+    examples: Mapping[str, Any],
 ) -> None:
     from espnet_adaltm.report.audit import read_audit
     from espnet_adaltm.report.page import Extras, render_page
@@ -213,7 +219,7 @@ def _write_page(
         story.recipe,
         story.note,
         story.commands,
-        espnet_block(),
+        environment,
         story.base or {},
         read_audit(dumps[0]) if dumps else None,
         examples,

@@ -271,6 +271,16 @@ def test_the_same_runs_give_the_same_json(recipe):
     assert (recipe / "ablations.json").read_bytes() == first
 
 
+def test_the_revision_is_taken_before_results_change(recipe, monkeypatch):
+    def facts():
+        return {"git hash": "changed" if (recipe / "plots").exists() else "clean"}
+
+    monkeypatch.setattr(program, "environment", facts)
+    run()
+    assert (recipe / "plots").exists()
+    assert "git hash: `clean`" in (recipe / "ABLATIONS.md").read_text()
+
+
 def same_tables(whole):
     """Compare with a run of all points but for what is said of recorded ones, which is returned."""
     assert Path("ablations.json").read_bytes() == whole["ablations.json"]

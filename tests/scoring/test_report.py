@@ -300,6 +300,17 @@ def test_environment_names_versions_and_revision(tmp_path):
     assert environment.git_revision(tmp_path).endswith("-dirty")
 
 
+def test_the_revision_is_taken_before_results_change(arguments, tmp_path, monkeypatch):
+    def revision(_):
+        return "changed" if (tmp_path / "out").exists() else "clean"
+
+    monkeypatch.setattr(environment, "git_revision", revision)
+    report.main(arguments)
+    for name in ("RESULTS.md", "report.html"):
+        text = (tmp_path / "out" / name).read_text()
+        assert "clean" in text and "changed" not in text
+
+
 def test_scoring_works_without_torch():
     code = (
         "import sys\n"
