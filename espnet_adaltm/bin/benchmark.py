@@ -15,16 +15,14 @@ from espnet_adaltm.bin import cli
 from espnet_adaltm.files import write_json
 
 BENCHMARKS = (
-    *(
-        "merge_offline",
-        "merge_step",
-        "encoder",
-        "denormals",
-        "configs",
-        "memory",
-        "prepare",
-        "decode",
-    ),
+    "merge_offline",
+    "merge_step",
+    "encoder",
+    "denormals",
+    "configs",
+    "memory",
+    "prepare",
+    "decode",
 )
 
 

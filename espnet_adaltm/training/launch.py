@@ -90,7 +90,7 @@ def _denormals_flushed() -> Iterator[None]:
     """Take numbers below 1.2e-38 for 0, in this thread and those that it starts.
 
     GELU's derivative ends in such numbers where units are saturated, and a processor takes some
-    hundred cycles for an operation with one: half of the time of the tiny encoder's training.
+    hundred cycles for an operation with one: half of a tiny encoder's pass (`benchmark denormals`).
     """
     import torch
 
