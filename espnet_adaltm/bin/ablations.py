@@ -10,7 +10,6 @@ import shlex
 import subprocess
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from espnet_adaltm.bin import cli
@@ -29,6 +28,7 @@ from espnet_adaltm.scoring.ablation_results import (
     as_json,
     document,
     read_outcome,
+    record_environment,
     set_names,
 )
 from espnet_adaltm.scoring.ablations import Ablations, Point, load_ablations, point_command
@@ -106,9 +106,9 @@ def _main(args: argparse.Namespace) -> None:
         point.key: read_outcome(point, commands[point.key], args.results_dir / point.key)
         for point in config.points
     }
-    for key, result in recorded.items():
+    for key, outcome in recorded.items():
         if outcomes[key].state == NOT_RUN:
-            outcomes[key] = replace(outcomes[key], state="", result=result, recorded=True)
+            outcomes[key] = outcome
     write_report(args, config, outcomes)
     if failed:
         raise UserError(
@@ -136,6 +136,7 @@ def run_point(point: Point, command: Sequence[str], folder: Path, where: str) ->
     (folder / RECORD).unlink(missing_ok=True)
     log = folder / LOG
     rotate(log)
+    facts = environment()  # of what runs now, whatever changes in the meantime
     print(f"{where} ... (log: {log})", flush=True)
     start = time.monotonic()
     with open(log, "wb") as handle:
@@ -156,6 +157,8 @@ def run_point(point: Point, command: Sequence[str], folder: Path, where: str) ->
     if code == 0 and not (folder / RESULTS).is_file():
         logging.error("%s ended well but left no %s", command[0], folder / RESULTS)
         code = 1
+    if code == 0:
+        record_environment(folder, facts)
     write_json(folder / RECORD, {"command": list(command), "code": code})
     seconds = time.monotonic() - start
     print(f"{where} {'done' if code == 0 else f'failed ({code})'} in {seconds:.0f} s", flush=True)

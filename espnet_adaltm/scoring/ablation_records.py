@@ -10,12 +10,12 @@ from typing import Any
 
 from espnet_adaltm.errors import UserError
 from espnet_adaltm.files import Pathlike, read_json
-from espnet_adaltm.scoring.ablation_results import DONE
+from espnet_adaltm.scoring.ablation_results import DONE, Outcome
 from espnet_adaltm.scoring.ablations import Ablations, Point, row_name
 from espnet_adaltm.scoring.set_scores import ALL
 
 
-def read_records(path: Pathlike, config: Ablations) -> dict[str, dict[str, Any]]:
+def read_records(path: Pathlike, config: Ablations) -> dict[str, Outcome]:
     """Read the points that a configuration still has, with the same rows and options.
 
     Args:
@@ -23,7 +23,7 @@ def read_records(path: Pathlike, config: Ablations) -> dict[str, dict[str, Any]]
         config: The configuration.
 
     Returns:
-        `Point.key` to what is needed of the run's ``results.json``.
+        By `Point.key`, with what is needed of the run's ``results.json``.
 
     Raises:
         UserError: No such file, not what `ablation_results.as_json` writes, or other references.
@@ -36,7 +36,7 @@ def read_records(path: Pathlike, config: Ablations) -> dict[str, dict[str, Any]]
                 f"{path} compares with {found['references']}, the configuration with {references}"
             )
         return {
-            point.key: _result(found, point) for point in config.points if _is_there(found, point)
+            point.key: _outcome(found, point) for point in config.points if _is_there(found, point)
         }
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise UserError(f"{path} is no ablations.json: {type(error).__name__} {error}") from error
@@ -49,6 +49,11 @@ def _is_there(found: Mapping[str, Any], point: Point) -> bool:
         list(point.row_names),
         dict(point.options),
     )
+
+
+def _outcome(found: Mapping[str, Any], point: Point) -> Outcome:
+    environment = found["axes"][point.axis]["points"][point.name].get("environment", {})
+    return Outcome(point, "", _result(found, point), dict(environment))
 
 
 def _result(found: Mapping[str, Any], point: Point) -> dict[str, Any]:

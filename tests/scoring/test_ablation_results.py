@@ -49,9 +49,9 @@ def scene():
         {("ser_only", "adaltm"): 0.03, ("ser_only", "fast"): 0.0004, ("adaltm", "fast"): 0.02},
     )
     outcomes = [
-        ablation_results.Outcome(points[0], ("run",), "", first),
-        ablation_results.Outcome(points[1], ("run",), "", second),
-        ablation_results.Outcome(points[2], ("run",), "failed with status 1", {}),
+        ablation_results.Outcome(points[0], "", first),
+        ablation_results.Outcome(points[1], "", second),
+        ablation_results.Outcome(points[2], "failed with status 1", {}),
     ]
     return axis, outcomes, ("ser_only", "adaltm")
 
@@ -148,7 +148,7 @@ def test_the_overview_has_every_row_once_under_its_axis():
     axis, outcomes, references = scene()
     point = abl.Point("grain", "block", ("adaltm",), {})
     grain = abl.Axis("grain", "Granularity", "", "grain", "names", (point,))
-    again = ablation_results.Outcome(point, ("run",), "", outcomes[0].result)
+    again = ablation_results.Outcome(point, "", outcomes[0].result)
     by_key = {outcome.point.key: outcome for outcome in [*outcomes, again]}
     config = abl.Ablations(references, (axis, grain))
     entries = ablation_plot.overview_entries(config, by_key, "test")
@@ -163,7 +163,7 @@ def test_the_overview_has_every_row_once_under_its_axis():
     assert fast["adaltm"].p_holm == pytest.approx(2 * 0.02)  # corrected within the axis
     # Other trainings of the same name are shown.
     other = results({"ser_only": scores(0.5), "adaltm": scores(0.6)}, {("ser_only", "adaltm"): 0.5})
-    by_key["grain/block"] = ablation_results.Outcome(point, ("run",), "", other)
+    by_key["grain/block"] = ablation_results.Outcome(point, "", other)
     entries = ablation_plot.overview_entries(config, by_key, "test")
     assert [entry.label for entry in entries[3:]] == ["Granularity", "block"]
     assert ablation_plot.overview_entries(config, by_key, "other") == []

@@ -226,7 +226,7 @@ def test_a_failed_point_does_not_keep_the_others_from_running(recipe, capsys, ca
     assert "[1/1 rate/0.1] done" in capsys.readouterr().out
     assert "Not in the tables" not in (recipe / "ABLATIONS.md").read_text()
     kept = sorted(path.name for path in (recipe / "exp/ablations/rate/0.1").iterdir())
-    assert kept == ["point.json", "results.json", "run.1.log", "run.log"]
+    assert kept == ["environment.json", "point.json", "results.json", "run.1.log", "run.log"]
 
 
 def test_a_run_without_results_failed(recipe, caplog):
@@ -278,32 +278,67 @@ def test_the_revision_is_taken_before_results_change(recipe, monkeypatch):
     assert "git hash: `clean`" in (recipe / "ABLATIONS.md").read_text()
 
 
-def same_tables(whole):
-    """Compare with a run of all points but for what is said of recorded ones, which is returned."""
-    assert Path("ablations.json").read_bytes() == whole["ablations.json"]
+def runs_of(monkeypatch, **facts):
+    """Let what follows run in an environment of the given date and hash."""
+    monkeypatch.setattr(program, "environment", lambda: {"torch": "2", **facts})
+
+
+def runs_table():
+    """Rows of the table that tells when the points were run."""
     text = Path("ABLATIONS.md").read_text()
-    assert text.count(" --recorded before.json --") == 1
-    said = re.search(r"Environment and command are those of .*?run together\.\n\n", text, re.S)
-    plain = text.replace(" --recorded before.json", "").replace(said[0] if said else "", "")
-    assert plain.encode() == whole["ABLATIONS.md"]
-    return said[0].replace("\n", " ") if said else ""
+    return re.findall(r"^\|([\d-]+|not recorded)\|(.*?)\|(\d)\|(.*)\|$", text, re.M)
 
 
-def test_recorded_points_stand_in_for_runs_that_are_gone(recipe, capsys):
+def test_a_point_keeps_the_environment_of_its_results(recipe, monkeypatch):
+    runs_of(monkeypatch, date="2026-01-02", **{"git hash": "aaa"})
+    run("--axes", "rate")
+    assert runs_table() == [("2026-01-02", "aaa", "2", "`rate/0.01` `rate/0.1`")]
+    # What a recipe skips, or ends alike, keeps its day; what has other results gets a new one.
+    runs_of(monkeypatch, date="2026-01-03", **{"git hash": "bbb"})
+    earlier = {"results": "of others", "environment": {"date": "2026-01-01"}}
+    write_json(recipe / "exp/ablations/rate/0.1/environment.json", earlier)
     run()
-    whole = {name: (recipe / name).read_bytes() for name in ("ablations.json", "ABLATIONS.md")}
-    (recipe / "before.json").write_bytes(whole["ablations.json"])
+    second = ("2026-01-03", "bbb", "3", "`rate/0.1` `size/small` `size/large`")
+    assert runs_table() == [("2026-01-02", "aaa", "1", "`rate/0.01`"), second]
+    assert "git hash: `bbb`" in (recipe / "ABLATIONS.md").read_text()  # of the document
+    points = read_json(recipe / "ablations.json")["axes"]["rate"]["points"]
+    assert points["0.01"]["environment"] == {
+        "torch": "2", "date": "2026-01-02", "git hash": "aaa",
+    }  # fmt: skip
+    # Results that somebody else wrote into the folder are of unknown origin.
+    path = recipe / "exp/ablations/rate/0.01/results.json"
+    write_json(path, {**read_json(path), "more": 1})
+    run("--report_only")
+    assert runs_table()[1] == ("not recorded", "not recorded", "1", "`rate/0.01`")
+
+
+def test_recorded_points_stand_in_for_runs_that_are_gone(recipe, capsys, monkeypatch):
+    runs_of(monkeypatch, date="2026-01-02", **{"git hash": "aaa"})
+    run()
+    whole = (recipe / "ablations.json").read_bytes()
+    text = (recipe / "ABLATIONS.md").read_text()
+    (recipe / "before.json").write_bytes(whole)
     shutil.rmtree(recipe / "exp/ablations")
     recorded = ("--recorded", "before.json")
     assert run("--report_only", *recorded) == 0
-    assert "for which nothing was run. What is told of the other 4 points" in same_tables(whole)
-    # One run anew, from which the others differ in nothing: the same tables.
+    assert (recipe / "ablations.json").read_bytes() == whole
+    assert (recipe / "ABLATIONS.md").read_text() == text.replace(
+        "ablations.yaml --", "ablations.yaml --recorded before.json --"
+    )
+    # One run anew, from which the others differ in nothing but the day.
+    runs_of(monkeypatch, date="2026-01-03", **{"git hash": "bbb"})
     assert run("--points", "rate/0.1", *recorded) == 0
     assert "4 of 4 points" in capsys.readouterr().out
-    assert "are those of `rate/0.1`. What is told of the other 3 points" in same_tables(whole)
-    # Every run anew: nothing to tell.
-    run(*recorded)
-    assert same_tables(whole) == ""
+    assert runs_table() == [
+        ("2026-01-02", "aaa", "3", "`rate/0.01` `size/small` `size/large`"),
+        ("2026-01-03", "bbb", "1", "`rate/0.1`"),
+    ]
+    # A file of the time before days were recorded.
+    found = read_json(recipe / "before.json")
+    del found["axes"]["rate"]["points"]["0.01"]["environment"]
+    write_json(recipe / "before.json", found)
+    assert run("--report_only", *recorded) == 0
+    assert runs_table()[2] == ("not recorded", "not recorded", "1", "`rate/0.01`")
     # What changed in the configuration since is not run.
     text = (recipe / "ablations.yaml").read_text()
     shutil.rmtree(recipe / "exp/ablations")
