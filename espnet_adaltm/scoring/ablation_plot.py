@@ -51,7 +51,7 @@ class Entry:
 
 
 def overview_entries(config: Ablations, outcomes: Mapping[str, Outcome], part: str) -> list[Entry]:
-    """The rows of all axes under their titles, each merge where it comes first.
+    """The rows of all axes under their titles, each where it comes first with these differences.
 
     Args:
         config: The configuration.
@@ -59,23 +59,20 @@ def overview_entries(config: Ablations, outcomes: Mapping[str, Outcome], part: s
         part: Name of the test set.
     """
     found: list[Entry] = []
-    shown: set[tuple[str, tuple[float, ...]]] = set()
+    shown: set[tuple[str, tuple[tuple[str, float], ...]]] = set()
     for axis in config.axes:
         done = [o for point in axis.points if not (o := outcomes[point.key]).state]
         tests = axis_tests(done, config.references, part)
         entries = []
-        for point, row, seeds in (
-            (o.point, row, o.scores(row, part).get("macro_f1", {}).get("seeds", []))
-            for o in done
-            for row in o.point.row_names
-        ):
+        for point, row in ((o.point, row) for o in done for row in o.point.row_names):
             mine = {
                 reference: test
                 for (name, first, reference, metric), test in tests.items()
                 if (name, first, metric) == (point.name, row, "macro_f1")
             }
-            if mine and (row, tuple(seeds)) not in shown:
-                shown.add((row, tuple(seeds)))
+            same = row, tuple((reference, test.difference) for reference, test in mine.items())
+            if mine and same not in shown:
+                shown.add(same)
                 label = point.name if len(point.rows) == 1 else f"{point.name}: {row}"
                 entries.append(Entry(label, mine))
         found += [Entry(axis.title), *entries] if entries else []

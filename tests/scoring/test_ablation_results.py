@@ -166,6 +166,11 @@ def test_the_overview_has_every_row_once_under_its_axis():
     by_key["grain/block"] = ablation_results.Outcome(point, "", other)
     entries = ablation_plot.overview_entries(config, by_key, "test")
     assert [entry.label for entry in entries[3:]] == ["Granularity", "block"]
+    # And so is the same row beside another reference.
+    low = results({"ser_only": scores(0.4), "adaltm": scores(0.52)}, {("ser_only", "adaltm"): 0.5})
+    by_key["grain/block"] = ablation_results.Outcome(point, "", low)
+    entries = ablation_plot.overview_entries(config, by_key, "test")
+    assert [entry.label for entry in entries[3:]] == ["Granularity", "block"]
     assert ablation_plot.overview_entries(config, by_key, "other") == []
 
 
