@@ -101,16 +101,16 @@ def record_environment(folder: Path, facts: Mapping[str, str]) -> None:
         folder: Of a point whose run ended well.
         facts: From `environment.environment`, as the run began.
     """
-    made_of = sha256_file(folder / RESULTS)
-    if not (folder / MADE).exists() or read_json(folder / MADE)["results"] != made_of:
+    if not _environment(folder):
+        made_of = sha256_file(folder / RESULTS)
         write_json(folder / MADE, {"results": made_of, "environment": dict(facts)})
 
 
 def _environment(folder: Path) -> dict[str, str]:
-    if not (folder / MADE).exists():
-        return {}
-    made = read_json(folder / MADE)
-    return made["environment"] if made["results"] == sha256_file(folder / RESULTS) else {}
+    """What is recorded for these very results; empty if that is nothing."""
+    made = read_json(folder / MADE) if (folder / MADE).exists() else {}
+    same = made.get("results") == sha256_file(folder / RESULTS)
+    return made.get("environment", {}) if same else {}
 
 
 def check_bootstrap(outcomes: Iterable[Outcome]) -> dict[str, Any]:

@@ -309,7 +309,11 @@ def test_a_point_keeps_the_environment_of_its_results(recipe, monkeypatch):
     path = recipe / "exp/ablations/rate/0.01/results.json"
     write_json(path, {**read_json(path), "more": 1})
     run("--report_only")
-    assert runs_table()[1] == ("not recorded", "not recorded", "1", "`rate/0.01`")
+    unknown = ("not recorded", "not recorded", "1", "`rate/0.01`")
+    assert runs_table()[1] == unknown
+    write_json(recipe / "exp/ablations/rate/0.01/environment.json", {})
+    assert run("--report_only") == 0
+    assert runs_table()[1] == unknown
 
 
 def test_recorded_points_stand_in_for_runs_that_are_gone(recipe, capsys, monkeypatch):
