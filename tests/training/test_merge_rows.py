@@ -1,6 +1,8 @@
 """Every shipped row trains, says what it did, and is decoded as it was trained."""
 
+import argparse
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,8 @@ from training_common import EMOTIONS, TASKS, options, start, stats, train, weigh
 from espnet_adaltm.decoding.systems import load_system
 from espnet_adaltm.errors import UserError
 from espnet_adaltm.kaldi import read_scp, write_scp
+from espnet_adaltm.merging.config import MergeConfig
+from espnet_adaltm.training.merge_teachers import check_teachers
 
 CONF = Path(__file__).parents[2] / "conf" / "merge"
 ROWS = sorted(path.stem for path in CONF.glob("*.yaml"))
@@ -271,6 +275,27 @@ def test_another_expert_than_the_merged_one_is_refused(corpus, experts, tmp_path
     swapped = {"asr_expert": experts / "ser", "ser_expert": experts / "asr"}
     with pytest.raises(UserError, match="--asr_expert: .* is of kind 'ser', not asr"):
         train("merge", merge_options(corpus, experts, tmp_path / "m", "adaltm_ctc", **swapped))
+
+
+@pytest.mark.parametrize(
+    ("wer", "row", "warned"),
+    [(0.5, "adaltm_ctc", True), (0.49, "adaltm_ctc", False), (0.5, "adaltm_distill", False)],
+)
+def test_a_ctc_term_warns_of_an_expert_without_words(
+    corpus, experts, tmp_path, caplog, wer, row, warned
+):
+    folder = shutil.copytree(experts / "asr", tmp_path / "asr")
+    info = read(folder, "expert.json")
+    info["selected"]["metrics"]["wer"] = wer
+    (folder / "expert.json").write_text(json.dumps(info))
+    args = argparse.Namespace(
+        asr_expert=folder,
+        ser_expert=experts / "ser",
+        task_vectors=experts / "task_vectors",
+        labels=corpus / "labels.json",
+    )
+    check_teachers(args, MergeConfig.from_yaml(CONF / f"{row}.yaml"))
+    assert ("WER of 50 % on the validation set" in caplog.text) is warned
 
 
 def test_coefficients_have_the_rate_of_their_row(corpus, experts, tmp_path):
