@@ -21,7 +21,6 @@ from espnet_adaltm.jobs import kill_group, log_tail, stop_on_signals
 from espnet_adaltm.scoring.ablation_plot import axis_plot, overview_plot
 from espnet_adaltm.scoring.ablation_records import read_records
 from espnet_adaltm.scoring.ablation_results import (
-    NOT_RUN,
     RECORD,
     RESULTS,
     Outcome,
@@ -35,6 +34,7 @@ from espnet_adaltm.scoring.ablations import Ablations, Point, load_ablations, po
 from espnet_adaltm.scoring.environment import environment
 
 LOG = "run.log"
+DATA = "ablations.json"
 _PATIENCE = 30.0  # seconds in which an interrupted recipe has to end
 EXAMPLE = """
 example, from a recipe's folder and after `. ./path.sh`:
@@ -43,10 +43,10 @@ example, from a recipe's folder and after `. ./path.sh`:
   python -m espnet_adaltm.bin.ablations --config conf/ablations.yaml --axes granularity \\
       --points learning_rate/0.1 -- ./run.sh --size full
 
-exp/ was deleted, and one point is to be added to the others of ablations.json:
-  python -m espnet_adaltm.bin.ablations --config conf/ablations.yaml --recorded ablations.json \\
-      --points learning_rate/0.1 -- ./run.sh --size full
+Points that are not run keep what ablations.json tells of them, also when exp/ was deleted.
 """
+
+NO_RECORD = "none"
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -68,10 +68,10 @@ def get_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--recorded",
-        type=Path,
         metavar="FILE",
-        help="an earlier ablations.json of the same command: what it tells of points that are not "
-        "run (their folders are gone) stands in the tables as well",
+        help="an earlier ablations.json: what it tells of points without a run in --results_dir "
+        "stands in the tables as well (default: the one in --out_dir, if it is of the same "
+        f"command; {NO_RECORD}: begin anew)",
     )
     parser.add_argument("--recipe", help="heading of ABLATIONS.md (default: the recipe's folder)")
     what = parser.add_mutually_exclusive_group()
@@ -96,7 +96,7 @@ def _main(args: argparse.Namespace) -> None:
         for point in chosen:
             print(f"# {point.key}\n{shlex.join(commands[point.key])}")
         return
-    recorded = {} if args.recorded is None else read_records(args.recorded, config)
+    recorded = _recorded(args, config)
     failed = []
     for number, point in enumerate([] if args.report_only else chosen, start=1):
         where = f"[{number}/{len(chosen)} {point.key}]"
@@ -107,7 +107,7 @@ def _main(args: argparse.Namespace) -> None:
         for point in config.points
     }
     for key, outcome in recorded.items():
-        if outcomes[key].state == NOT_RUN:
+        if outcomes[key].state:
             outcomes[key] = outcome
     write_report(args, config, outcomes)
     if failed:
@@ -115,6 +115,19 @@ def _main(args: argparse.Namespace) -> None:
             f"{len(failed)} of {len(chosen)} points failed ({', '.join(failed)}): see their "
             f"{LOG} in {args.results_dir}; the same command again goes on with them"
         )
+
+
+def _recorded(args: argparse.Namespace, config: Ablations) -> dict[str, Outcome]:
+    own = args.out_dir / DATA
+    if args.recorded == NO_RECORD or (args.recorded is None and not own.exists()):
+        return {}
+    if args.recorded is None:
+        return read_records(own, config, _shared_command(args))
+    return read_records(args.recorded, config)
+
+
+def _shared_command(args: argparse.Namespace) -> list[str]:
+    return shlex.split(without_places(shlex.join(args.command)))
 
 
 def run_point(point: Point, command: Sequence[str], folder: Path, where: str) -> int:
@@ -181,9 +194,9 @@ def write_report(args: argparse.Namespace, config: Ablations, outcomes: dict[str
             path = args.out_dir / "plots" / f"ablation_{axis.name}_{part}.png"
             if axis_plot(path, axis, mine, config.references, part) is not None:
                 pictures[f"{axis.name}/{part}"] = path
+            else:
+                path.unlink(missing_ok=True)  # of an earlier report
     call = ["python", "-m", "espnet_adaltm.bin.ablations", "--config", str(args.config)]
-    if args.recorded is not None:
-        call += ["--recorded", str(args.recorded)]
     typed = without_places(shlex.join([*call, "--", *args.command]))
     text = document(
         config,
@@ -194,7 +207,7 @@ def write_report(args: argparse.Namespace, config: Ablations, outcomes: dict[str
         pictures,
         args.out_dir,
     )
-    write_json(args.out_dir / "ablations.json", as_json(config, outcomes))
+    write_json(args.out_dir / DATA, as_json(config, outcomes, _shared_command(args)))
     write_text(args.out_dir / "ABLATIONS.md", text)
     done = sum(not outcome.state for outcome in outcomes.values())
     print(f"{done} of {len(outcomes)} points in {args.out_dir / 'ABLATIONS.md'}")

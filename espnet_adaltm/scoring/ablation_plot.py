@@ -18,6 +18,7 @@ PANELS = tuple(DIRECTIONS)
 VARIED = "as varied"
 _LINE = 0.24  # inches of the overview, per row
 _FAR = 3.0
+_STEP = 0.4  # half of a reference's, where points are names one apart
 
 
 @dataclass(frozen=True)
@@ -155,6 +156,9 @@ def _draw_difference(panel: Any, place: int, test: PairedTest) -> None:
     if not shift:
         bar = [[max(0.0, value - low)], [max(0.0, high - value)]]
         panel.errorbar(value, place, xerr=bar, color=COLOURS[0], zorder=1)
+        for end, cut, arrow in ((left, low < left, "<"), (right, high > right, ">")):
+            if cut:
+                panel.plot(end, place, arrow, color=COLOURS[0], markersize=3, clip_on=False)
         return
     panel.annotate(
         f"{value:+.1f}",
@@ -215,12 +219,14 @@ def axis_plot(
         axis: The axis.
         outcomes: Of its points.
         references: See `ablations.Ablations`; dashed, with their interval as a band, or a point
-            where one place is known.
+            where one place of a scale is known.
         part: Name of the test set.
 
     Returns:
-        None if no point has anything to draw.
+        None if there is nothing to compare: fewer than two points (of an axis that has two) done.
     """
+    if sum(not outcome.state for outcome in outcomes) < min(2, len(axis.points)):
+        return None
     panels = {
         m: lines for m in PANELS if (lines := axis_lines(axis, outcomes, references, part, m))
     }
@@ -228,14 +234,14 @@ def axis_plot(
         return None
     figure, axes = new_figure(1.5 + 4.2 * len(panels), 3.8, ncols=len(panels), squeeze=False)
     names = list(dict.fromkeys(line.name for lines in panels.values() for line in lines))
-    looks = dict(zip(names, styles(len(names))))
+    looks = line_looks(names, references)
     for (metric, lines), panel in zip(panels.items(), axes[0]):
         places = [axis.place(point) for point in axis.points]
         panel.set_xlim(*_limits(places, axis.scale))
         if axis.scale == "log":
             panel.set_xscale("log")
         for line in lines:
-            _draw(panel, line, looks[line.name], connected=axis.scale != "names")
+            _draw(panel, line, looks[line.name], ordered=axis.scale != "names")
         panel.set_xticks(places, [point.name for point in axis.points], rotation=_slant(axis))
         panel.minorticks_off()
         panel.set(xlabel=axis.label, ylabel=f"{TITLES[metric]} (%), {DIRECTIONS[metric]}")
@@ -252,9 +258,31 @@ def axis_plot(
     return save(figure, path)
 
 
-def _draw(panel: Any, line: Line, look: tuple[str, str, bool], *, connected: bool) -> None:
+def line_looks(names: Sequence[str], references: Sequence[str]) -> dict[str, tuple[str, str, bool]]:
+    """Colour, marker and whether it is filled, of every line; a reference's are those of all axes.
+
+    Args:
+        names: Of the lines of an axis.
+        references: See `ablations.Ablations`.
+    """
+    known = [row_name(reference) for reference in references]
+    others = [name for name in names if name not in known]
+    order = [*others[:1], *known, *others[1:]] if others else ["", *known]
+    return dict(zip(order, styles(len(order))))
+
+
+def _draw(panel: Any, line: Line, look: tuple[str, str, bool], *, ordered: bool) -> None:
     colour, marker, filled = look
     mean, low, high = 100 * line.values.T
+    if line.is_reference and not ordered:
+        # Between names there is nothing: a step per point, and no slope.
+        for number, place in enumerate(line.places):
+            ends, title = (place - _STEP, place + _STEP), None if number else line.name
+            panel.plot(ends, [mean[number]] * 2, "--", color=colour, label=title)
+            panel.fill_between(
+                ends, low[number], high[number], color=colour, alpha=0.1, linewidth=0
+            )
+        return
     if line.is_reference and len(line.places) > 1:
         panel.plot(line.places, mean, "--", color=colour, label=line.name)
         panel.fill_between(line.places, low, high, color=colour, alpha=0.1, linewidth=0)
@@ -263,7 +291,7 @@ def _draw(panel: Any, line: Line, look: tuple[str, str, bool], *, connected: boo
         line.places,
         mean,
         yerr=np.maximum(0, [mean - low, high - mean]),
-        fmt=f"{marker}-" if connected else marker,
+        fmt=f"{marker}-" if ordered else marker,
         color=colour,
         markerfacecolor=colour if filled else "white",
         label=line.name,
@@ -273,6 +301,8 @@ def _draw(panel: Any, line: Line, look: tuple[str, str, bool], *, connected: boo
 def _limits(places: Sequence[float], scale: str) -> tuple[float, float]:
     """All points, those without results too, with some air; also where there is only one."""
     low, high = min(places), max(places)
+    if scale == "names":
+        return low - 0.5, high + 0.5
     if scale == "log":
         factor = max(2.0, high / low) ** 0.1
         return low / factor, high * factor

@@ -4,42 +4,57 @@ Experiments are often kept on storage that is emptied from time to time. What th
 pictures of `espnet_adaltm.scoring.ablation_results` need of a run is in ``ablations.json``.
 """
 
-from collections.abc import Mapping
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from espnet_adaltm.errors import UserError
 from espnet_adaltm.files import Pathlike, read_json
 from espnet_adaltm.scoring.ablation_results import DONE, Outcome
-from espnet_adaltm.scoring.ablations import Ablations, Point, row_name
+from espnet_adaltm.scoring.ablations import EXPERTS, Ablations, Point, row_name, same_command
 from espnet_adaltm.scoring.set_scores import ALL
 
 
-def read_records(path: Pathlike, config: Ablations) -> dict[str, Outcome]:
+def read_records(
+    path: Pathlike, config: Ablations, command: Sequence[str] | None = None
+) -> dict[str, Outcome]:
     """Read the points that a configuration still has, with the same rows and options.
 
     Args:
-        path: An ``ablations.json``, made by the same command: it does not say by which.
+        path: An ``ablations.json``. Comparisons with experts may be missing in it.
         config: The configuration.
+        command: What the points must have been made by, without places of this machine; None if
+            whoever names the file answers for that.
 
     Returns:
         By `Point.key`, with what is needed of the run's ``results.json``.
 
     Raises:
-        UserError: No such file, not what `ablation_results.as_json` writes, or other references.
+        UserError: No such file, not what `ablation_results.as_json` writes, made by another
+            command, or with other references.
     """
     found = read_json(Path(path))
-    references = list(map(row_name, config.references))
     try:
-        if found["references"] != references:
-            raise UserError(
-                f"{path} compares with {found['references']}, the configuration with {references}"
-            )
-        return {
+        theirs, ours = _merges(found["references"]), _merges(map(row_name, config.references))
+        if theirs != ours:
+            raise UserError(f"{path} compares with {theirs}, the configuration with {ours}")
+        known = {
             point.key: _outcome(found, point) for point in config.points if _is_there(found, point)
         }
+        if known and command is not None and not same_command(found["command"], command):
+            raise UserError(
+                f"{path} holds {len(known)} points of `{shlex.join(found['command'])}`: keep them "
+                f"with --recorded {path}, leave them out with --recorded none, or give another "
+                "--out_dir"
+            )
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise UserError(f"{path} is no ablations.json: {type(error).__name__} {error}") from error
+    return known
+
+
+def _merges(references: Iterable[str]) -> list[str]:
+    return [name for name in references if name not in EXPERTS]
 
 
 def _is_there(found: Mapping[str, Any], point: Point) -> bool:

@@ -202,12 +202,15 @@ def set_names(outcomes: Iterable[Outcome]) -> list[str]:
     return list(dict.fromkeys(part for sets in found for part in sets))
 
 
-def as_json(config: Ablations, outcomes: Mapping[str, Outcome]) -> dict[str, Any]:
+def as_json(
+    config: Ablations, outcomes: Mapping[str, Outcome], command: Sequence[str]
+) -> dict[str, Any]:
     """Everything behind the document, as one JSON object.
 
     Args:
         config: The configuration.
         outcomes: By `Point.key`, of all its points.
+        command: What all points share, without places of this machine.
     """
     parts = set_names(outcomes.values())
     axes = {}
@@ -225,6 +228,7 @@ def as_json(config: Ablations, outcomes: Mapping[str, Outcome]) -> dict[str, Any
             },
         }
     return {
+        "command": list(command),
         "references": list(map(row_name, config.references)),
         "bootstrap": check_bootstrap(outcomes.values()),
         "axes": axes,
@@ -248,6 +252,7 @@ def _point_json(
             if (scores := outcome.scores(name, part))
         }
         for name in outcome.names(references)
+        if name in outcome.result["systems"]
     }
     return {**described, "environment": dict(outcome.environment), "systems": systems}
 
@@ -347,7 +352,8 @@ def axis_table(
         part: Name of the test set.
         tests: From `axis_tests`.
     """
-    names = [row_name(reference) for reference in references]
+    tested = {reference for _, _, reference, metric in tests if metric == "macro_f1"}
+    names = [name for name in map(row_name, references) if name in tested]
     rows: tables.Rows = []
     shown: set[tuple[str, tuple[float, ...]]] = set()
     for outcome in outcomes:

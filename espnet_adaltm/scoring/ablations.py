@@ -18,8 +18,9 @@ run, on the same resamples: the paired tests are those of the run's ``results.js
           0.01: {}                              # rows: [adaltm] unless point or axis say more
           0.1: {rows: [conf/ablations/rows/adaltm_lr0.1.yaml]}
 
-A row is the name of a merge or the path of its YAML, which is named by its stem. Points that differ
-in rows only share every expert; the stages of the recipe skip what is done.
+A row is the name of a merge or the path of its YAML, which is named by its stem. A reference may be
+an expert as well, which every run has without being asked. Points that differ in rows only share
+every expert; the stages of the recipe skip what is done.
 """
 
 import math
@@ -35,6 +36,8 @@ from espnet_adaltm.files import Pathlike
 from espnet_adaltm.stamps import IRRELEVANT, split_options
 
 SCALES = ("names", "linear", "log")
+# References that are no merges.
+EXPERTS = ("asr_expert", "ser_expert")
 # What a point cannot say, because it is made from the configuration or would change its folder.
 _RESERVED = frozenset(["merges", "compare", "results_dir", "stage", "stop_stage", "export_merges"])
 # Beside `stamps.IRRELEVANT`: where, how fast and from which stage on a recipe runs.
@@ -251,6 +254,7 @@ def point_command(
         point: The point.
         folder: Where its ``results.json`` goes.
     """
+    references = [reference for reference in references if reference not in EXPERTS]
     merges = list(dict.fromkeys([*references, *point.rows]))
     pairs = [
         f"{row}:{row_name(reference)}"

@@ -139,9 +139,49 @@ def test_a_reference_known_at_one_point_is_drawn_as_a_point(places, bars):
     figure, panel = new_figure(4, 3)
     values = np.array([[0.5, 0.4, 0.6]] * len(places))
     line = ablation_plot.Line("ser_only", True, np.array(places), values)
-    ablation_plot._draw(panel, line, ("C0", "o", True), connected=True)
+    ablation_plot._draw(panel, line, ("C0", "o", True), ordered=True)
     assert len(panel.containers) == bars  # error bars; otherwise a line and a band
     assert len(panel.lines) == 1
+
+
+def test_references_are_steps_where_points_are_names():
+    figure, panel = new_figure(4, 3)
+    values = np.array([[0.5, 0.4, 0.6], [0.7, 0.65, 0.75]])
+    line = ablation_plot.Line("ser_only", True, np.array([0.0, 1.0]), values)
+    ablation_plot._draw(panel, line, ("C0", "o", True), ordered=False)
+    drawn = [(list(part.get_xdata()), list(part.get_ydata())) for part in panel.lines]
+    assert drawn == [([-0.4, 0.4], [50.0, 50.0]), ([0.6, 1.4], [70.0, 70.0])]
+    assert panel.get_legend_handles_labels()[1] == ["ser_only"]
+
+
+def test_a_reference_looks_the_same_on_all_axes():
+    references = ("ser_only", "rows/static.yaml")
+    usual = ablation_plot.line_looks(["as varied", "ser_only", "static"], references)
+    several = ablation_plot.line_looks(["static", "plus", "more", "ser_only"], references)
+    alone = ablation_plot.line_looks(["static", "ser_only"], references)
+    for looks in (several, alone):
+        assert [looks[name] for name in ("ser_only", "static")] == [
+            usual[name] for name in ("ser_only", "static")
+        ]
+    assert len({look[0] for look in several.values()}) == 4
+
+
+def test_an_axis_with_one_point_done_has_no_picture(tmp_path):
+    axis, outcomes, references = scene()
+    one = [outcomes[0], outcomes[2], outcomes[2]]
+    path = tmp_path / "a.png"
+    assert ablation_plot.axis_plot(path, axis, one, references, "test") is None
+    assert ablation_plot.axis_plot(path, axis, outcomes, references, "test") == path
+
+
+def test_an_interval_beyond_the_panel_ends_in_an_arrow():
+    figure, panel = new_figure(4, 3)
+    panel.set_xlim(-5, 5)
+    test = ablation_results.PairedTest("a", "b", "all", "uar", -0.04, -0.06, -0.02, 1.0, 1.0, 1.0)
+    ablation_plot._draw_difference(panel, 2, test)
+    marks = [(part.get_marker(), list(part.get_xdata())) for part in panel.lines]
+    assert ("<", [-5]) in marks
+    assert all(marker != ">" for marker, _ in marks)
 
 
 def test_the_overview_has_every_row_once_under_its_axis():

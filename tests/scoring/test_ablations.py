@@ -1,9 +1,7 @@
 """Ablations: their configuration, and the program on a recipe that takes no time."""
 
 import os
-import re
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from ablation_common import CONFIG, run
 
 from espnet_adaltm.bin import ablations as program
 from espnet_adaltm.errors import UserError
@@ -18,68 +17,6 @@ from espnet_adaltm.files import read_json, write_json
 from espnet_adaltm.scoring import ablations as abl
 
 ROOT = Path(__file__).parents[2]
-
-CONFIG = """
-references: [ser_only, static]
-options: {score_args: --resamples 400, note: ""}
-axes:
-  rate:
-    title: Learning rate
-    about: Of lambda.
-    label: rate
-    scale: log
-    points:
-      0.01: {}
-      0.1: {rows: [rows/fast.yaml]}
-  size:
-    rows: [adaltm, global]
-    options: {n_tokens: 60}
-    points:
-      small: {options: {ser_args: --lr 1 --x 2, force: false}}
-      large: {}
-"""
-# As a recipe: every score is the length of its system's name; `fast` fails while `broken` exists.
-FAKE = """
-import itertools, json, os, sys
-words = dict(zip(sys.argv[1::2], sys.argv[2::2]))
-names = [os.path.basename(w).removesuffix(".yaml") for w in words["--merges"].split()]
-print("running", *names)
-if os.path.exists("broken") and "fast" in names:
-    sys.exit("the disk is full")
-scores = {name: {"seeds": [len(name) / 100] * 2, "mean": len(name) / 100, "std": 0.0,
-                 "low": len(name) / 100 - 0.01, "high": len(name) / 100 + 0.01} for name in names}
-tests = [{"first": a, "second": b, "view": "all", "metric": "macro_f1", "p": 0.004, "p_holm": 1.0,
-          "difference": (len(a) - len(b)) / 100, "low": -0.5, "high": 0.25, "p_seeds": 0.5}
-         for a, b in itertools.combinations(names, 2)]
-os.makedirs(words["--results_dir"], exist_ok=True)
-with open(words["--results_dir"] + "/results.json", "w") as handle:
-    json.dump({
-        "bootstrap": {"resamples": 400, "level": 0.95, "seed": 0, "unit": "utterance"},
-        "systems": {name: {"seeds": [1, 2], "sets": {"test": {"all": {"macro_f1": scores[name]}}}}
-                    for name in names},
-        "all_pairs": {"test": tests},
-    }, handle)
-"""
-
-
-@pytest.fixture
-def recipe(tmp_path, monkeypatch):
-    """A folder with `CONFIG` and `FAKE`, the current one."""
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "rows").mkdir()
-    (tmp_path / "rows" / "fast.yaml").write_text("coef_lr: 0.1\n")
-    (tmp_path / "ablations.yaml").write_text(CONFIG)
-    (tmp_path / "run.py").write_text(FAKE)
-    return tmp_path
-
-
-def run(*words, command=(sys.executable, "run.py", "--size", "ci")):
-    """Call the program; returns its exit status."""
-    try:
-        program.main(["--config", "ablations.yaml", *words, "--", *command])
-    except SystemExit as end:
-        return end.code
-    return 0
 
 
 # ------------------------------------------------------------------------------ configuration
@@ -245,7 +182,8 @@ def test_report_only_uses_what_fits_the_command(recipe, capsys):
     faster = (sys.executable, "run.py", "--size", "ci", "--nj", "4")
     assert run("--report_only", command=faster) == 0
     assert "2 of 4 points" in capsys.readouterr().out
-    assert run("--report_only", command=(sys.executable, "run.py", "--size", "full")) == 0
+    other = (sys.executable, "run.py", "--size", "full")
+    assert run("--report_only", "--recorded", "none", command=other) == 0
     assert "0 of 4 points" in capsys.readouterr().out
     assert "- `0.1`: run with other options" in (recipe / "ABLATIONS.md").read_text()
 
@@ -276,99 +214,6 @@ def test_the_revision_is_taken_before_results_change(recipe, monkeypatch):
     run()
     assert (recipe / "plots").exists()
     assert "git hash: `clean`" in (recipe / "ABLATIONS.md").read_text()
-
-
-def runs_of(monkeypatch, **facts):
-    """Let what follows run in an environment of the given date and hash."""
-    monkeypatch.setattr(program, "environment", lambda: {"torch": "2", **facts})
-
-
-def runs_table():
-    """Rows of the table that tells when the points were run."""
-    text = Path("ABLATIONS.md").read_text()
-    return re.findall(r"^\|([\d-]+|not recorded)\|(.*?)\|(\d)\|(.*)\|$", text, re.M)
-
-
-def test_a_point_keeps_the_environment_of_its_results(recipe, monkeypatch):
-    runs_of(monkeypatch, date="2026-01-02", **{"git hash": "aaa"})
-    run("--axes", "rate")
-    assert runs_table() == [("2026-01-02", "aaa", "2", "`rate/0.01` `rate/0.1`")]
-    # What a recipe skips, or ends alike, keeps its day; what has other results gets a new one.
-    runs_of(monkeypatch, date="2026-01-03", **{"git hash": "bbb"})
-    earlier = {"results": "of others", "environment": {"date": "2026-01-01"}}
-    write_json(recipe / "exp/ablations/rate/0.1/environment.json", earlier)
-    run()
-    second = ("2026-01-03", "bbb", "3", "`rate/0.1` `size/small` `size/large`")
-    assert runs_table() == [("2026-01-02", "aaa", "1", "`rate/0.01`"), second]
-    assert "git hash: `bbb`" in (recipe / "ABLATIONS.md").read_text()  # of the document
-    points = read_json(recipe / "ablations.json")["axes"]["rate"]["points"]
-    assert points["0.01"]["environment"] == {
-        "torch": "2", "date": "2026-01-02", "git hash": "aaa",
-    }  # fmt: skip
-    # Results that somebody else wrote into the folder are of unknown origin.
-    path = recipe / "exp/ablations/rate/0.01/results.json"
-    write_json(path, {**read_json(path), "more": 1})
-    run("--report_only")
-    unknown = ("not recorded", "not recorded", "1", "`rate/0.01`")
-    assert runs_table()[1] == unknown
-    write_json(recipe / "exp/ablations/rate/0.01/environment.json", {})
-    assert run("--report_only") == 0
-    assert runs_table()[1] == unknown
-
-
-def test_recorded_points_stand_in_for_runs_that_are_gone(recipe, capsys, monkeypatch):
-    runs_of(monkeypatch, date="2026-01-02", **{"git hash": "aaa"})
-    run()
-    whole = (recipe / "ablations.json").read_bytes()
-    text = (recipe / "ABLATIONS.md").read_text()
-    (recipe / "before.json").write_bytes(whole)
-    shutil.rmtree(recipe / "exp/ablations")
-    recorded = ("--recorded", "before.json")
-    assert run("--report_only", *recorded) == 0
-    assert (recipe / "ablations.json").read_bytes() == whole
-    assert (recipe / "ABLATIONS.md").read_text() == text.replace(
-        "ablations.yaml --", "ablations.yaml --recorded before.json --"
-    )
-    # One run anew, from which the others differ in nothing but the day.
-    runs_of(monkeypatch, date="2026-01-03", **{"git hash": "bbb"})
-    assert run("--points", "rate/0.1", *recorded) == 0
-    assert "4 of 4 points" in capsys.readouterr().out
-    assert runs_table() == [
-        ("2026-01-02", "aaa", "3", "`rate/0.01` `size/small` `size/large`"),
-        ("2026-01-03", "bbb", "1", "`rate/0.1`"),
-    ]
-    # A file of the time before days were recorded.
-    found = read_json(recipe / "before.json")
-    del found["axes"]["rate"]["points"]["0.01"]["environment"]
-    write_json(recipe / "before.json", found)
-    assert run("--report_only", *recorded) == 0
-    assert runs_table()[2] == ("not recorded", "not recorded", "1", "`rate/0.01`")
-    # What changed in the configuration since is not run.
-    text = (recipe / "ablations.yaml").read_text()
-    shutil.rmtree(recipe / "exp/ablations")
-    (recipe / "ablations.yaml").write_text(text.replace("--resamples 400", "--resamples 500"))
-    assert run("--report_only", *recorded) == 0
-    assert "0 of 4 points" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (None, "before.json"),
-        ("{}", "before.json is no ablations.json: KeyError 'references'"),
-        ("[]", "before.json"),
-        ('{"references": ["ser_only", "static"], "axes": 3}', "before.json is no ablations.json"),
-        ('{"references": ["static"]}', r"compares with ['static'], the configuration with"),
-    ],
-)
-def test_other_files_are_no_record(recipe, capsys, content, message):
-    if content is not None:
-        (recipe / "before.json").write_text(content)
-    assert run("--recorded", "before.json") == 1
-    captured = capsys.readouterr()
-    assert message in captured.err
-    assert "rate" not in captured.out  # told before anything runs
-    assert not (recipe / "ABLATIONS.md").exists()
 
 
 def test_damaged_results_are_named(recipe, capsys):

@@ -19,7 +19,13 @@ RECIPES = [ROOT / "egs" / name / "adaltm1" for name in ("mini_espeak", "nemo")]
 def test_shipped_axes(recipe, monkeypatch):
     monkeypatch.chdir(recipe)
     config = abl.load_ablations("conf/ablations.yaml")
-    assert config.references == ("ser_only", "static", "adaltm")
+    assert config.references == (
+        "ser_only",
+        "static",
+        "adaltm",
+        "ser_expert",
+        "asr_expert",
+    )
     assert {axis.name for axis in config.axes} == {
         "learning_rate",
         "constraint",
