@@ -28,6 +28,8 @@ row minus a reference of its own run (trained with the same options), on the sam
 two-sided bootstrap p below 0.05 (\\*), 0.01 (\\*\\*), 0.001 (\\*\\*\\*) after Holm's correction
 over all tests of macro-F1 in the table; before it, p is at least {least:.2g}. In italics: the
 references, where a run has others than the runs above it."""
+BY_SPEAKER = """"p (by speaker)", where a run has it, resamples speakers with all their
+utterances."""
 WARNING = """All points are compared on the test set: the best of many is flattered by chance. What
 is picked here has to be confirmed on other speakers, or picked on the validation set."""
 
@@ -290,7 +292,8 @@ def document(
             unit=options["unit"],
             least=2 / (options["resamples"] + 1),
         )
-        parts += ["## How to read the tables", legend, f"The tables of all tests: {TESTS}"]
+        parts += ["## How to read the tables", legend]
+        parts += [f"The tables of all tests: {TESTS} {BY_SPEAKER}"]
     sets = set_names(outcomes.values())
     glance = [
         _picture("All points", part, pictures[part], folder) for part in sets if part in pictures

@@ -127,6 +127,7 @@ def test_every_point_is_run_and_reported(recipe, capsys):
         "![Learning rate, test](plots/ablation_rate_test.png)",
         "|fast - static|0.1|macro-F1|**-2.0** \\*|[-25.0, +50.0]|0.004|0.016|0.500|",
         "p is at least 0.005",
+        '"p (by speaker)", where a run has it, resamples speakers',
         "below 0.05 (\\*), 0.01 (\\*\\*), 0.001 (\\*\\*\\*)",
     ):
         assert expected in text, expected
