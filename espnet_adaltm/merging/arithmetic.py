@@ -118,23 +118,51 @@ def check_method(method: str, options: Mapping[str, Any], where: str = "merge") 
             f"known: {', '.join(METHODS)}"
         )
     known = METHODS[method].options
-    check_keys(options, known, f"{where}: method {method}")
+    check_options(options, known, f"{where}: method {method}")
     for name, default in known.items():
         if default is inspect.Parameter.empty and name not in options:
             raise UserError(f"{where}: method {method} needs the option {name}")
+
+
+def check_options(options: Mapping[str, Any], known: Mapping[str, Any], where: str) -> None:
+    """Refuse unknown options, and values that are of another kind than their defaults.
+
+    The functions themselves take a density above 1 as peft's do, and keep everything; where it is
+    given by name, a percentage is meant.
+
+    Args:
+        options: Name to value.
+        known: Name to default.
+        where: What to call their place in errors.
+
+    Raises:
+        UserError: The message names the option.
+    """
+    check_keys(options, known, where)
+    for name, value in options.items():
+        kind = type(known[name])
+        if kind in (bool, int) and type(value) is not kind:
+            raise UserError(
+                f"{where} cannot use the options {dict(options)}: {name} {value!r} is "
+                f"{'no whole number' if kind is int else 'neither true nor false'}"
+            )
+        if name in ("density", "outliers"):
+            sparsify.check_density(value, name, most=1)
 
 
 def weight_list(tasks: Sequence[str], weights: Weights) -> list[float]:
     """Spread one number, a list, or a number per task over the tasks.
 
     Raises:
-        UserError: Tasks without a weight or weights without a task.
+        UserError: Tasks without a weight or weights without a task, or no numbers at all.
     """
+    if not isinstance(weights, int | float | Sequence | Mapping):
+        raise UserError(f"weights {weights!r}: give one number, a list, or one for each task")
     if isinstance(weights, Mapping):
         if set(weights) != set(tasks):
             raise UserError(
-                f"weights are given for {sorted(weights)}, the tasks are {sorted(tasks)}: "
-                "give one number for each"
+                f"weights are given for {sorted(map(str, weights))}, the tasks are "
+                f"{sorted(tasks)}: give one number for each"
             )
         return [weights[task] for task in tasks]
     return [weights] * len(tasks) if isinstance(weights, int | float) else list(weights)

@@ -1,6 +1,5 @@
 """Merging options, as in ``conf/merge/*.yaml``."""
 
-import inspect
 import itertools
 import math
 from collections.abc import Mapping
@@ -165,16 +164,15 @@ class MergeConfig:
         if not isinstance(self.method_conf, Mapping):
             raise UserError(f"method_conf must be like {{density: 0.2}}, found {self.method_conf}")
         options = dict(self.method_conf)
-        if unnamed := [key for key in options if not isinstance(key, str)]:
-            raise UserError(f"method_conf: {unnamed[0]!r} is no name of an option")
+        _check_words("method_conf", options)
         if self.method == SEPARATE:
             check_keys(options, [], "method_conf without a method")
             return
         if not self.tasks:
             raise UserError(f"method {self.method} needs tasks")
         weights = arithmetic.weight_list(self.tasks, options.pop("weights", 1.0))
-        if arithmetic.METHODS[self.method].random:
-            options.pop("seed", None)
+        arithmetic.check_seed(options.pop("seed", 0))
+        arithmetic.check_method(self.method, options, "method_conf")
         thresholds = dict.fromkeys(self.tasks, 0.0)
         arithmetic.tensor_merge(self.method, self.tasks, weights, thresholds=thresholds, **options)
 
@@ -194,6 +192,7 @@ class MergeConfig:
             )
 
     def _check_start(self, value: Init) -> None:
+        _check_words("init", value)
         Coefficients(self.vector_names, ["all"], "global", value, self.constraint)
 
     def _check_consistent(self, given: Mapping[str, Any]) -> None:
@@ -275,6 +274,7 @@ class MergeConfig:
                     "grid must be a list of numbers such as [0.3, 0.5], or one list per task, "
                     f"found {self.grid!r}"
                 )
+        _check_words("grid", self.grid)
         if not isinstance(self.grid, Mapping):
             return list(self.grid)
         return [dict(zip(self.grid, row)) for row in itertools.product(*self.grid.values())]
@@ -282,7 +282,7 @@ class MergeConfig:
     def with_seed(self, seed: int) -> "MergeConfig":
         """Fill the seeds that random methods were not given, so that they can be repeated."""
         first, second = dict(self.preprocess), dict(self.method_conf)
-        if "seed" in inspect.signature(preprocess.METHODS[first["method"]]).parameters:
+        if preprocess.draws(first["method"]):
             first.setdefault("seed", seed)
         if self.method != SEPARATE and arithmetic.METHODS[self.method].random:
             second.setdefault("seed", seed)
@@ -305,6 +305,13 @@ class MergeConfig:
         )
 
 
+def _check_words(key: str, value: object) -> None:
+    """Refuse a mapping whose keys are not all words."""
+    for name in value if isinstance(value, Mapping) else ():
+        if not isinstance(name, str):
+            raise UserError(f"{key}: {name!r} is no name: use words")
+
+
 def _is_number(value: object, above: float | None = None) -> bool:
     number = isinstance(value, int | float) and not isinstance(value, bool)
     return number and math.isfinite(value) and (above is None or value > above)
@@ -324,6 +331,8 @@ def _tasks(options: Mapping[str, Any]) -> tuple[str, ...]:
         raise UserError(f"tasks must be a list such as [asr, ser], found {tasks!r}")
     for task in tasks:
         _check_choice("tasks", task, TASKS)
+    if len(set(tasks)) != len(tasks):
+        raise UserError(f"tasks {tasks}: each may be named once")
     return tuple(tasks)
 
 

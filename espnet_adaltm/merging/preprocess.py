@@ -15,11 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from espnet_adaltm.config import check_keys, nearest
+from espnet_adaltm.config import nearest
 from espnet_adaltm.errors import UserError
 from espnet_adaltm.merging import formulas, sparsify
 from espnet_adaltm.merging.arithmetic import (
     check_finite,
+    check_options,
     check_seed,
     check_vectors,
     tensor_generator,
@@ -85,14 +86,24 @@ def check_preprocess(method: str, options: Mapping[str, Any], where: str = "prep
             f"{where}: method {method!r} is unknown{nearest(method, METHODS)}; "
             f"known: {', '.join(METHODS)}"
         )
-    known = list(inspect.signature(METHODS[method]).parameters)[1:]
-    check_keys(options, known, f"{where}: method {method}")
+    check_options(options, _options(method), f"{where}: method {method}")
     names = [f"encoder.layers.{layer}.trial" for layer in range(2)]
     trial = TaskVector({name: torch.ones(1, 1) for name in names})
     try:
         METHODS[method]({"trial": trial}, **options)
     except TypeError as error:
         raise UserError(f"{where}: {method} cannot use the options {options}: {error}") from error
+
+
+def draws(method: str) -> bool:
+    """Whether a method draws random numbers, and takes a ``seed``."""
+    return "seed" in _options(method)
+
+
+def _options(method: str) -> dict[str, Any]:
+    """A method's options and their defaults."""
+    parameters = list(inspect.signature(METHODS[method]).parameters.values())[1:]
+    return {parameter.name: parameter.default for parameter in parameters}
 
 
 def _none(vectors: Vectors) -> Prepared:

@@ -4,6 +4,7 @@ All functions take one float tensor, leave it as it is, and return float32 (floa
 it). Shapes never change. A result may share memory with the input where nothing is dropped.
 """
 
+import math
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -28,17 +29,23 @@ def masked(tensor: Tensor, mask: Tensor) -> Tensor:
     return mask.to(tensor.dtype).mul_(tensor)
 
 
-def check_density(density: Any) -> None:
+def check_density(density: Any, name: str = "density", *, most: float = math.inf) -> None:
     """Refuse a share of elements that is not a number from 0 up.
 
     1 and more keep everything, as in peft.
 
+    Args:
+        density: The share.
+        name: What to call it in the error.
+        most: The largest that is taken.
+
     Raises:
-        UserError: Negative, not finite or no number.
+        UserError: Negative, too large, not finite or no number.
     """
     number = isinstance(density, int | float) and not isinstance(density, bool)
-    if not number or not 0 <= density < float("inf"):
-        raise UserError(f"density {density!r}: give the share of elements to keep, from 0 to 1")
+    if not number or not 0 <= density <= most or math.isinf(density):
+        verb = "keep" if name == "density" else "drop"
+        raise UserError(f"{name} {density!r}: give the share of elements to {verb}, from 0 to 1")
 
 
 def _bits(tensor: Tensor) -> Tensor:
@@ -236,7 +243,7 @@ def without_outliers(delta: Tensor, density: float, *, outliers: float = 0.01) -
         outliers: Share of the largest to drop.
     """
     check_density(density)
-    check_density(outliers)
+    check_density(outliers, "outliers")
     delta = as_float(delta)
     size = delta.numel()
     if density >= 1:

@@ -168,7 +168,7 @@ def test_low_rank_by_energy():
         (lambda x: trim(x, -1.0), "density -1.0"),
         (lambda x: trim(x, True), "density True"),
         (lambda x: trim(x, 0.5, edge="last"), "edge 'last' is unknown"),
-        (lambda x: without_outliers(x, 0.5, outliers=-0.1), "density -0.1"),
+        (lambda x: without_outliers(x, 0.5, outliers=-0.1), "outliers -0.1"),
         (lambda x: magprune(x, 0.9, epsilon=0.2), "epsilon 0.2 with density 0.9"),
         (lambda x: low_rank(x), "rank or energy"),
         (lambda x: low_rank(x, rank=1, energy=0.5), "rank or energy"),

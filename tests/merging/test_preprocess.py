@@ -162,6 +162,10 @@ def test_a_shuffle_needs_two_layers():
         ("random", {"seed": 1.5}, "seed 1.5"),
         ("shuffled_blocks", {"seed": "one"}, "seed 'one'"),
         ("della", {"epsilon": "wide"}, "cannot use the options"),
+        ("ties", {"minimum": 1.5}, "minimum 1.5 is no whole number"),
+        ("dare", {"rescale": "no"}, "rescale 'no' is neither true nor false"),
+        ("magnitude", {"density": 20}, "density 20: give the share"),
+        ("breadcrumbs", {"outliers": -1}, "outliers -1: give the share of elements to drop"),
     ],
 )
 def test_mistakes_are_told_before_anything_is_read(method, options, message):
