@@ -25,7 +25,17 @@ from typing import TYPE_CHECKING
 
 from espnet_adaltm.bin import cli
 from espnet_adaltm.errors import UserError
-from espnet_adaltm.files import atomic_dir, write_text
+from espnet_adaltm.files import atomic_dir, atomic_open, write_text
+from espnet_adaltm.merging.places import (
+    RECIPE,
+    REPORT,
+    WEIGHTS,
+    check_apart,
+    check_file,
+    check_merged,
+    check_task,
+    real,
+)
 from espnet_adaltm.merging.weight_files import Identities
 
 if TYPE_CHECKING:
@@ -48,7 +58,10 @@ def get_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument(
-        "--save_vectors", type=Path, metavar="DIR", help="keep the experts' task vectors there"
+        "--save_vectors",
+        type=Path,
+        metavar="DIR",
+        help="keep the experts' task vectors, not preprocessed",
     )
     parser.add_argument(
         "--mergekit_yaml",
@@ -68,13 +81,17 @@ def named_paths(words: Sequence[str], option: str) -> dict[str, Path]:
     """Read ``task=path`` words.
 
     Raises:
-        UserError: A word without a task or a path, or a task twice.
+        UserError: A word without a task or a path, a task twice, or a name that none can have.
     """
     found: dict[str, Path] = {}
     for word in words:
         task, equals, path = word.partition("=")
         if not (task and equals and path):
             raise UserError(f"{option} {word!r}: expected TASK=PATH, such as asr=exp/asr_expert")
+        try:
+            check_task(task)
+        except UserError as error:
+            raise UserError(f"{option} {word!r}: {error}") from error
         if task in found:
             raise UserError(f"{option} names the task {task} twice")
         found[task] = Path(path)
@@ -102,8 +119,28 @@ def work(args: argparse.Namespace) -> None:
     vectors = named_paths(args.vectors, "--vectors")
     if args.save_vectors and vectors:
         raise UserError("--save_vectors takes differences of --experts: there are --vectors")
+    _check_places(args, experts, vectors)
     with Identities([args.base, *experts.values()]) as identities:
         _merge(args, experts, vectors, identities)
+
+
+def _check_places(
+    args: argparse.Namespace, experts: dict[str, Path], vectors: dict[str, Path]
+) -> None:
+    """Refuse outputs that would cost an input, each other or somebody's files."""
+    given = {f"--{name}": getattr(args, name) for name in ("config", "coefficients", "base")}
+    # A merge may be made again in its place, by the recipe that is written there again.
+    if args.config and real(args.config) == real(args.out / RECIPE):
+        given.pop("--config")
+    for option, paths in (("experts", experts), ("vectors", vectors)):
+        given |= {f"--{option} {task}": path for task, path in paths.items()}
+    names = ("out", "save_vectors", "mergekit_yaml")
+    outputs = {f"--{name}": getattr(args, name) for name in names}
+    check_merged(args.out)
+    if args.mergekit_yaml:
+        check_file(args.mergekit_yaml)
+    inputs, outputs = ({k: path for k, path in d.items() if path} for d in (given, outputs))
+    check_apart(outputs, inputs)
 
 
 def _merge(
@@ -133,20 +170,25 @@ def _merge(
         if args.dry_run:
             print(merge_report(plan) + _unused(unused), end="")
             return
-        print(_write(args, plan, config, hashes) + _unused(unused), end="")
-        print(f"written: {args.out} ({folder.WEIGHTS}, {folder.RECIPE}, {folder.REPORT})")
-        if args.mergekit_yaml:
-            write_text(args.mergekit_yaml, translated)
+        print(_write(args, plan, config, hashes, translated) + _unused(unused), end="")
+        print(f"written: {args.out} ({WEIGHTS}, {RECIPE}, {REPORT})")
 
 
 def _write(
-    args: argparse.Namespace, plan: "MergePlan", config: dict, hashes: dict[str, str]
+    args: argparse.Namespace,
+    plan: "MergePlan",
+    config: dict,
+    hashes: dict[str, str],
+    translated: str,
 ) -> str:
-    from espnet_adaltm.merging.folder import REPORT, WEIGHTS, merged_folder, write_recipe
+    from espnet_adaltm.merging.folder import merged_folder, write_recipe
     from espnet_adaltm.merging.merge_report import merge_report
     from espnet_adaltm.merging.offline import write_merged
 
     with ExitStack() as stack:
+        # Opened before the work, so that a place that refuses is told before.
+        if args.mergekit_yaml:
+            stack.enter_context(atomic_open(args.mergekit_yaml)).write(translated)
         files = {}
         if args.save_vectors:
             kept = stack.enter_context(atomic_dir(args.save_vectors))

@@ -11,11 +11,10 @@ from espnet_adaltm.backbone.encoder import MODELS
 from espnet_adaltm.errors import UserError
 from espnet_adaltm.files import Pathlike, atomic_dir, read_json, write_json, write_text
 from espnet_adaltm.merging.offline import output_specs
+from espnet_adaltm.merging.places import RECIPE, check_folder
 from espnet_adaltm.merging.plan import MergePlan
+from espnet_adaltm.merging.task_vector import is_task_vector
 
-WEIGHTS = "model.safetensors"
-RECIPE = "merge_recipe.yaml"
-REPORT = "merge_report.txt"
 _COPIED = ("preprocessor_config.json",)
 _ROOM = 1.05  # for what else is written
 
@@ -62,18 +61,16 @@ def is_norm_first(config: Mapping[str, Any]) -> bool:
 def check_output(plan: MergePlan, out: Path, vectors: Path | None = None) -> None:
     """Refuse a place that holds something else or is too small, before anything is written.
 
+    `places` has the checks that need no plan.
+
     Raises:
         UserError: The message says which.
     """
     needed = {out: sum(spec.nbytes for spec in output_specs(plan).values())}
     if vectors is not None:
+        _check_vectors(vectors, plan)
         sizes = [plan.base.specs[name].size for name in plan.floats]
         needed[vectors] = 4 * sum(sizes) * len(plan.sources)
-    for folder in needed:
-        if folder.is_file():
-            raise UserError(f"{folder} is a file: give a folder to write")
-        if folder.is_dir() and _foreign(folder, plan):
-            raise UserError(f"{folder} holds other files: give a new folder, or remove it")
     for source in (plan.base, *plan.sources):
         where = Path(source.source if source is plan.base else source.where)
         if any(folder.resolve() in where.resolve().parents for folder in needed):
@@ -86,18 +83,20 @@ def check_output(plan: MergePlan, out: Path, vectors: Path | None = None) -> Non
         )
 
 
-def _foreign(folder: Path, plan: MergePlan) -> bool:
-    """Whether a folder holds anything but an earlier merge, or these tasks' vectors."""
-    vectors = {f"{task}.safetensors" for task in plan.recipe.tasks}
-    names = {path.name for path in folder.iterdir()}
-    return not (names <= vectors or (folder / RECIPE).is_file())
+def _check_vectors(folder: Path, plan: MergePlan) -> None:
+    """Refuse a folder that holds anything but these tasks' vectors."""
+    check_folder(folder)
+    names = {f"{task}.safetensors" for task in plan.recipe.tasks}
+    found = list(folder.iterdir()) if folder.is_dir() else []
+    if not all(path.name in names and is_task_vector(path) for path in found):
+        raise UserError(f"{folder} holds other files: give a new folder, or remove it")
 
 
 @contextmanager
 def merged_folder(
     out: Pathlike, plan: MergePlan, base: Pathlike, config: Mapping[str, Any]
 ) -> Iterator[Path]:
-    """Make a folder that appears when all went well; the caller fills in `WEIGHTS`.
+    """Make a folder that appears when all went well; the caller fills in `places.WEIGHTS`.
 
     Args:
         out: Folder to write; an earlier merge in it is replaced.

@@ -232,6 +232,16 @@ class TaskVector:
         return sums
 
 
+def is_task_vector(path: Pathlike) -> bool:
+    """Whether a safetensors file says of itself that it is a task vector.
+
+    Raises:
+        UserError: It is not readable.
+    """
+    with TensorFile(path) as file:
+        return FORMAT in file.metadata
+
+
 def specs_of(vector: TaskVector) -> dict[str, Spec]:
     """What a vector's tensors are; reads none of an open file."""
     if isinstance(vector.tensors, LazyTensors):

@@ -182,6 +182,13 @@ def test_a_dry_run_tells_and_writes_nothing(folder, capsys):
     assert sorted(os.listdir(folder)) == before
 
 
+def test_a_mergekit_configuration_that_cannot_be_written_costs_no_merge(folder, capsys):
+    experts = ("--experts", "asr=base", "ser=base")
+    said = refused(capsys, "--mergekit_yaml", "row.yaml/mk.yaml", inputs=experts)
+    assert "row.yaml" in said
+    assert not (folder / "out").exists()
+
+
 def test_a_mergekit_configuration_is_written_on_request(folder):
     run("--mergekit_yaml", "mk.yaml", inputs=("--experts", "asr=base", "ser=base"))
     assert yaml.safe_load((folder / "mk.yaml").read_text())["merge_method"] == "task_arithmetic"
@@ -241,6 +248,29 @@ def too_many(folder):
     (folder / "row.yaml").write_text("weights: {asr: [1, 2], ser: 1}")
 
 
+def only_vectors(folder):
+    (folder / "out").mkdir()
+    for task in TASKS:
+        shutil.copy(folder / f"{task}.safetensors", folder / "out")
+
+
+def a_recipe_alone(folder):
+    (folder / "out").mkdir()
+    shutil.copy(folder / "row.yaml", folder / "out" / "merge_recipe.yaml")
+
+
+def experts_by_task(folder):
+    (folder / "kept").mkdir()
+    for task in TASKS:
+        shutil.copy(folder / task / "expert.safetensors", folder / f"kept/{task}.safetensors")
+
+
+def an_earlier_merge(folder):
+    (folder / "kept").mkdir()
+    for name in ("model.safetensors", "merge_recipe.yaml"):
+        (folder / "kept" / name).write_text("x")
+
+
 def occupied(folder):
     (folder / "out").mkdir()
     (folder / "out" / "thesis.tex").write_text("mine")
@@ -258,6 +288,22 @@ def occupied(folder):
         (misspelt, (), r"row.yaml: unknown key 'weigths' \(did you mean 'weights'\?\)"),
         (too_many, (), "weights of asr: 2 numbers for 3 groups"),
         (occupied, (), "out holds other files"),
+        (only_vectors, (), "out holds other files"),
+        (a_recipe_alone, (), "out holds other files"),
+        (experts_by_task, ("--save_vectors", "kept"), "kept holds other files"),
+        (an_earlier_merge, ("--save_vectors", "kept"), "kept holds other files"),
+        (None, ("--save_vectors", "out"), "--save_vectors out is the same as --out out"),
+        (None, ("--save_vectors", "out/vec"), "--save_vectors out/vec lies in --out out"),
+        (None, ("--save_vectors", "o", "--out", "o/m"), "o would replace what holds --out o/m"),
+        (None, ("--out", "base/m"), "--out base/m lies in --base base"),
+        (None, ("--save_vectors", "asr"), "--save_vectors asr is the same as --experts asr asr"),
+        (None, ("--mergekit_yaml", "out/mk.yaml"), "--mergekit_yaml out/mk.yaml lies in --out out"),
+        (None, ("--mergekit_yaml", "row.yaml"), "is the same as --config row.yaml"),
+        (None, ("--mergekit_yaml", "ser/expert.safetensors"), "lies in --experts ser ser"),
+        (None, ("--mergekit_yaml", "base"), "base is a folder: give a file"),
+        (None, ("--experts", "asr=asr.safetensors", "ser=ser"), "asr.safetensors is a task vector"),
+        (None, ("--experts", "base=asr"), "--experts 'base=asr': task 'base': give a name"),
+        (None, ("--experts", "../evil=asr"), "task '../evil': give a name"),
         (None, ("--threads", "0"), "--threads 0"),
         (None, ("--experts", "asr=asr"), "task ser has no vector"),
         (None, ("--experts", "asr=asr", "ser=nowhere"), "nowhere does not exist"),
