@@ -41,6 +41,9 @@ _MODULES = (
     ("adapter", re.compile(r"^encoder\.layers\.\d+\.adapter_layer\.")),
 )
 
+# Parts of blocks, as `module_of` names them.
+MODULES = tuple(module for module, _ in _MODULES)
+
 
 def common_name(name: str) -> str:
     """Drop the prefix of a model around the encoder: its type's name, or ``body``."""
@@ -179,7 +182,7 @@ class BlockMap(Mapping[str, Place]):
         places, unmatched = {}, []
         for name in names:
             found = compiled.search(name)
-            if found is None or not found["block"].isdecimal():
+            if found is None or not (found["block"] or "").isdecimal():
                 unmatched.append(name)
                 continue
             places[name] = (int(found["block"]) + 1, found.groupdict().get("module") or "all")

@@ -12,9 +12,8 @@ A row of the merging tables (``conf/merge/*.yaml``) is a recipe too: as it is wh
 are fixed, together with its ``coefficients.json`` where they were learned.
 """
 
-import fnmatch
-import math
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -22,22 +21,22 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from espnet_adaltm.backbone.blocks import BlockMap
+from espnet_adaltm.backbone.blocks import MODULES, BlockMap
 from espnet_adaltm.config import check_keys, load_yaml, nearest
 from espnet_adaltm.errors import UserError
 from espnet_adaltm.files import Pathlike, read_json
 from espnet_adaltm.merging.arithmetic import check_method, check_seed
 from espnet_adaltm.merging.groups import GRANULARITIES, map_groups
-from espnet_adaltm.merging.preprocess import check_preprocess
+from espnet_adaltm.merging.places import check_task
+from espnet_adaltm.merging.preprocess import check_preprocess, draws
+from espnet_adaltm.merging.table import Table, by_group, check_complete, check_numbers, is_finite
 
 if TYPE_CHECKING:
     from espnet_adaltm.merging.config import MergeConfig
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _BLOCK = re.compile(r"block\d+")
-_MODULE = re.compile(r"block\d+\.\w+")
-# A number, a list with one for every group, or group (or pattern of groups) to number.
-ByGroup = float | Sequence[float] | Mapping[str, float]
+_MODULE = re.compile(rf"block\d+\.({'|'.join(MODULES)})")
 
 
 @dataclass(frozen=True)
@@ -50,15 +49,17 @@ class Recipe:
         method: A key of `merging.arithmetic.METHODS`.
         options: The method's own.
         granularity: ``global``, ``block``, ``module`` or ``tensor``: what the groups below are.
-        weights: Lambda: a number or a list for all tasks, or task to `ByGroup`.
-        scale: Of the merged difference, `ByGroup`.
+        weights: Lambda: a number or a list for all tasks, or task to `table.ByGroup`.
+        scale: Of the merged difference, `table.ByGroup`.
         preprocess: ``method`` of `merging.preprocess.prepare` and its options; others than ``none``
             hold the vectors in memory.
-        seed: For methods that draw.
+        seed: For methods that draw, and for a preprocessing that draws and has none of its own.
         dtype: What is stored: ``float32``, ``bfloat16`` or ``float16``. Always computed in float32.
         any_names: Merge any network: tensors under their own names, none of them a known head.
         block_pattern: With ``any_names``: where the layer's number is (`BlockMap.by_pattern`).
         made_from: What an earlier merge was made from; ``base_sha256`` must be the base's again.
+        learned: No key of the YAML: file of the learned coefficients that weights or scale are;
+            they have to name every group.
     """
 
     name: str = "merge"
@@ -74,6 +75,12 @@ class Recipe:
     any_names: bool = False
     block_pattern: str | None = None
     made_from: dict[str, Any] = field(default_factory=dict)
+    learned: str = ""
+
+    @classmethod
+    def keys(cls) -> list[str]:
+        """What a recipe's YAML may hold."""
+        return [item.name for item in fields(cls) if item.name != "learned"]
 
     @classmethod
     def from_dict(cls, options: Mapping[str, Any], where: str = "recipe") -> "Recipe":
@@ -82,7 +89,7 @@ class Recipe:
         Raises:
             UserError: An unknown key or value; the message begins with ``where``.
         """
-        check_keys(options, [item.name for item in fields(cls)], where)
+        check_keys(options, cls.keys(), where)
         try:
             return cls(**{**options, "tasks": _tasks(options.get("tasks"))})._checked()
         except UserError as error:
@@ -92,6 +99,11 @@ class Recipe:
         for key, kind in (("name", str), ("any_names", bool), ("made_from", Mapping)):
             if not isinstance(getattr(self, key), kind):
                 raise UserError(f"{key} {getattr(self, key)!r} is no {kind.__name__.lower()}")
+        base = self.made_from.get("base_sha256")
+        texts = {"block_pattern": self.block_pattern, "made_from: base_sha256": base}
+        for key, value in texts.items():
+            if value is not None and not isinstance(value, str):
+                raise UserError(f"{key} {value!r} is no text: put it in quotes")
         _choose("granularity", self.granularity, GRANULARITIES)
         _choose("dtype", self.dtype, DTYPES)
         if not isinstance(self.options, Mapping):
@@ -103,26 +115,43 @@ class Recipe:
         check_seed(self.seed)
         if self.block_pattern is not None and not self.any_names:
             raise UserError("block_pattern goes with any_names: true")
+        if self.block_pattern is not None and self.granularity not in ("block", "module"):
+            raise UserError(
+                f"block_pattern goes with granularity block or module, found {self.granularity}"
+            )
         per_task = isinstance(self.weights, Mapping)
+        for task in (*(self.tasks or ()), *(self.weights if per_task else ())):
+            check_task(task)
         for key, value in self.weights.items() if per_task else [("weights", self.weights)]:
-            _check_numbers(f"weights of {key}" if per_task else "weights", value)
+            check_numbers(f"weights of {key}" if per_task else "weights", value)
         if per_task and self.tasks is not None and set(self.weights) != set(self.tasks):
             raise UserError(
                 f"weights name the tasks {sorted(map(str, self.weights))}, tasks are "
                 f"{sorted(self.tasks)}: give one for each"
             )
-        _check_numbers("scale", self.scale)
+        check_numbers("scale", self.scale)
         return self
 
     def to_dict(self) -> dict[str, Any]:
         """Plain options that `from_dict` reads back; what is empty is left out."""
-        values = {**asdict(self), "tasks": None if self.tasks is None else list(self.tasks)}
+        values = asdict(replace(self, preprocess=self.seeded_preprocess))
+        values["tasks"] = None if self.tasks is None else list(self.tasks)
+        values.pop("learned")
         empty = (None, {}, False)
         return {
             k: v
             for k, v in values.items()
             if k in ("weights", "scale") or not any(v is e or v == e == {} for e in empty)
         }
+
+    @property
+    def seeded_preprocess(self) -> dict[str, Any]:
+        """``preprocess`` with the seed that it draws with, if it does."""
+        options = dict(self.preprocess)
+        if draws(options["method"]):
+            # A recipe that a merge wrote without this seed was made with 0.
+            options.setdefault("seed", 0 if "espnet_adaltm" in self.made_from else self.seed)
+        return options
 
     @property
     def named_tasks(self) -> tuple[str, ...] | None:
@@ -138,9 +167,11 @@ class Recipe:
             given: Tasks whose vectors or experts there are.
 
         Raises:
-            UserError: None, or others than the recipe names.
+            UserError: None, others than the recipe names, or a name that no task can have.
         """
         named = tuple(given) if self.named_tasks is None else self.named_tasks
+        for task in named:
+            check_task(task)
         if not named and self.tasks is None:
             raise UserError("there are no task vectors to merge: give experts or vectors")
         lacking = [task for task in named if task not in given]
@@ -165,28 +196,22 @@ class Recipe:
         """Spread weights and scale over the groups of a model; `for_tasks` comes first.
 
         Raises:
-            UserError: A list of another length than there are groups, or a name that matches none.
+            UserError: A list of another length than there are groups, a name that matches none, or
+                learned coefficients that are not for all groups.
         """
         groups = map_groups(blocks, self.granularity)
         tasks = self.tasks or ()
         per_task = self.weights if isinstance(self.weights, Mapping) else None
-        weights = [
-            _by_group(
-                f"weights of {task}", self.weights if per_task is None else per_task[task], groups
-            )
+        values = {
+            f"weights of {task}": self.weights if per_task is None else per_task[task]
             for task in tasks
-        ]
-        return Table(tasks, tuple(groups), weights, _by_group("scale", self.scale, groups))
-
-
-@dataclass(frozen=True)
-class Table:
-    """Weights [K][G] and scale [G] of K tasks and G groups."""
-
-    tasks: tuple[str, ...]
-    groups: tuple[str, ...]
-    weights: list[list[float]]
-    scale: list[float]
+        }
+        values["scale"] = self.scale
+        for what, value in values.items() if self.learned else ():
+            if isinstance(value, Mapping):
+                check_complete(f"{self.learned}: {what} by {self.granularity}", value, groups)
+        *weights, scale = (by_group(what, value, groups) for what, value in values.items())
+        return Table(tasks, tuple(groups), weights, scale)
 
 
 def load_recipe(config: Pathlike | None, coefficients: Pathlike | None = None) -> Recipe:
@@ -204,20 +229,27 @@ def load_recipe(config: Pathlike | None, coefficients: Pathlike | None = None) -
         raise UserError("nothing says how to merge: give --config, --coefficients or both")
     if config is None:
         return _learned(Path(coefficients), _trained_row(Path(coefficients)))
-    from espnet_adaltm.merging.config import MergeConfig
+    from espnet_adaltm.merging.config import SEPARATE, MergeConfig
 
     values = {"name": Path(config).stem, **load_yaml(config)}
-    ours, theirs = ([item.name for item in fields(kind)] for kind in (Recipe, MergeConfig))
+    ours, theirs = Recipe.keys(), [item.name for item in fields(MergeConfig)]
     check_keys(values, dict.fromkeys([*ours, *theirs]), str(config))
-    if not set(values) <= set(ours):
+    if not set(values) <= set(ours) or values.get("method") == SEPARATE:
         row = MergeConfig.from_dict(values, str(config))
         return _learned(Path(coefficients), row) if coefficients else _fixed(row, str(config))
     recipe = Recipe.from_dict(values, str(config))
     if coefficients is None:
+        # `method` without anything of a row's is a recipe: slerp needs no more.
+        if recipe.tasks != () and values.keys() <= {*theirs} - {"method"}:
+            raise UserError(
+                f"{config}: as a row of the merging tables its coefficients are learned: give its "
+                "coefficients.json (--coefficients); as a recipe it needs weights, such as "
+                "`weights: 0.5`"
+            )
         return recipe
     if "weights" in values or "scale" in values:
         raise UserError(f"{config} has weights of its own: leave them out, or --coefficients")
-    return _with_coefficients(recipe, Path(coefficients))
+    return _with_coefficients(recipe, Path(coefficients), values.get("granularity"))
 
 
 def _fixed(row: "MergeConfig", where: str) -> Recipe:
@@ -236,6 +268,7 @@ def _of_row(row: "MergeConfig") -> tuple[Recipe, bool]:
     from espnet_adaltm.merging.config import SEPARATE
 
     separate = row.method == SEPARATE
+    row = row.with_seed(0)
     options = dict(row.method_conf)
     seed, weights = options.pop("seed", 0), options.pop("weights", 1.0)
     recipe = Recipe(
@@ -267,11 +300,20 @@ def _learned(path: Path, row: "MergeConfig | None") -> Recipe:
     if row is None:
         return _with_coefficients(Recipe(name=path.parent.name), path)
     recipe, separate = _of_row(row)
-    return _with_coefficients(recipe, path, separate=separate)
+    return _with_coefficients(recipe, path, row.granularity, separate=separate)
 
 
-def _with_coefficients(recipe: Recipe, path: Path, *, separate: bool = True) -> Recipe:
-    """Put in the last epoch's coefficients; one merged vector's become the scale."""
+def _with_coefficients(
+    recipe: Recipe, path: Path, granularity: str | None = None, *, separate: bool = True
+) -> Recipe:
+    """Put in the last epoch's coefficients; one merged vector's become the scale.
+
+    Args:
+        recipe: The rest.
+        path: Of ``coefficients.json``.
+        granularity: Of its groups; None tells it from their names.
+        separate: Whether each task has its own coefficients.
+    """
     values = read_json(path)
     try:
         tasks, groups, final = (list(values[key]) for key in ("tasks", "groups", "final"))
@@ -281,12 +323,17 @@ def _with_coefficients(recipe: Recipe, path: Path, *, separate: bool = True) -> 
         raise UserError(
             f"{path} is no coefficients.json with tasks, groups, final: {error}"
         ) from None
-    expected = list(recipe.tasks or tasks) if separate else ["merged"]
-    if list(tasks) != expected:
+    if not tasks and recipe.tasks != ():
+        raise UserError(f"{path} has coefficients of no task: train the merge again")
+    expected = list(tasks if recipe.tasks is None else recipe.tasks) if separate else ["merged"]
+    if tasks != expected:
         raise UserError(f"{path} has coefficients of {tasks}, the recipe merges {expected}")
+    for names in (tasks, groups):
+        if twice := [name for name, count in Counter(names).items() if count > 1]:
+            raise UserError(f"{path} names {twice[0]!r} twice: train the merge again")
     shape = (len(tasks), len(groups))
     if len(final) != shape[0] or any(
-        not isinstance(row, list) or len(row) != shape[1] or not all(map(_is_finite, row))
+        not isinstance(row, list) or len(row) != shape[1] or not all(map(is_finite, row))
         for row in final
     ):
         raise UserError(f"{path}: `final` must be {shape} finite numbers (tasks x groups)")
@@ -295,66 +342,23 @@ def _with_coefficients(recipe: Recipe, path: Path, *, separate: bool = True) -> 
     made_from = {}
     if base.exists() and read_json(base).get("base_sha256"):
         made_from["base_sha256"] = read_json(base)["base_sha256"]
-    recipe = replace(recipe, granularity=_granularity(groups), made_from=made_from)
-    if separate:
-        return replace(recipe, tasks=tuple(tasks), weights=rows)
-    return replace(recipe, scale=rows["merged"])
+    changes = {"tasks": tuple(tasks), "weights": rows} if separate else {"scale": rows["merged"]}
+    level = granularity or _granularity(groups)
+    try:
+        return replace(
+            recipe, **changes, granularity=level, made_from=made_from, learned=str(path)
+        )._checked()
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
 
 
 def _granularity(groups: Sequence[str]) -> str:
+    """What the names of groups look like; tensors of any network may be called as blocks are."""
     if list(groups) == ["all"]:
         return "global"
     if all(_BLOCK.fullmatch(group) for group in groups):
         return "block"
     return "module" if all(_MODULE.fullmatch(group) for group in groups) else "tensor"
-
-
-def _by_group(what: str, value: ByGroup, groups: Sequence[str]) -> list[float]:
-    if isinstance(value, Mapping):
-        spread = dict.fromkeys(groups, 0.0)
-        for pattern, number in value.items():
-            # an exact name first: among a tensor's hundreds of groups, patterns are rare
-            found = [pattern] if pattern in spread else fnmatch.filter(groups, pattern)
-            if not found:
-                raise UserError(
-                    f"{what}: {pattern!r} matches no group of this model"
-                    f"{nearest(pattern, groups)}; groups: {_shortened(groups)}"
-                )
-            spread.update(dict.fromkeys(found, float(number)))
-        return list(spread.values())
-    if isinstance(value, list | tuple):
-        if len(value) != len(groups):
-            raise UserError(
-                f"{what}: {len(value)} numbers for {len(groups)} groups ({_shortened(groups)}): "
-                "give one for each"
-            )
-        return [float(number) for number in value]
-    return [float(value)] * len(groups)
-
-
-def _shortened(groups: Sequence[str]) -> str:
-    if len(groups) <= 8:
-        return ", ".join(groups)
-    return f"{', '.join(groups[:3])} ... {groups[-1]}"
-
-
-def _is_finite(value: object) -> bool:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return number and math.isfinite(value)
-
-
-def _check_numbers(what: str, value: Any) -> None:
-    values = [value]
-    if isinstance(value, Mapping):
-        values = list(value.values())
-    elif isinstance(value, list | tuple):
-        values = list(value)
-    for number in values:
-        if not _is_finite(number):
-            raise UserError(
-                f"{what}: {number!r} is not a finite number; give a number, a list of numbers or "
-                "group: number"
-            )
 
 
 def _choose(what: str, value: Any, allowed: Any) -> None:

@@ -9,6 +9,8 @@ from merging_common import LAYERS, base_encoder
 
 from espnet_adaltm.errors import UserError
 from espnet_adaltm.files import write_json
+from espnet_adaltm.merging.groups import GRANULARITIES
+from espnet_adaltm.merging.merged import coefficients_for
 from espnet_adaltm.merging.recipe import Recipe, load_recipe
 
 ROWS = Path(__file__).parents[2] / "conf" / "merge"
@@ -57,6 +59,7 @@ def test_tasks_come_from_the_recipe_its_weights_or_what_is_given():
         ({"weights": {"asr": 1}}, ["asr", "ser"], "task ser is not in the recipe"),
         ({"tasks": ["asr"]}, [], "task asr has no vector: .* given are none"),
         ({}, [], "no task vectors to merge"),
+        ({}, ["base"], "task 'base': give a name"),
     ],
 )
 def test_empty_and_one_sided_sets_are_told(options, given, message):
@@ -88,6 +91,19 @@ def test_empty_and_one_sided_sets_are_told(options, given, message):
         ({"preprocess": {"method": "low_rank"}}, "give rank or energy"),
         ({"block_pattern": "x"}, "goes with any_names"),
         ({"any_names": 1}, "any_names 1 is no bool"),
+        ({"any_names": True, "block_pattern": 3}, "block_pattern 3 is no text"),
+        (
+            {"any_names": True, "block_pattern": "x", "granularity": "tensor"},
+            "block_pattern goes with granularity block or module, found tensor",
+        ),
+        ({"made_from": {"base_sha256": 5}}, "base_sha256 5 is no text"),
+        ({"weights": {"asr": {0: 0.3, 1: 0.5}, "ser": 0.5}}, "weights of asr: 0 is no name of a"),
+        ({"scale": {0: 1}}, "scale: 0 is no name of a group"),
+        ({"weights": {"asr": 1, 5: 1}}, "task 5: give a name"),
+        ({"weights": {"base": 1}}, "task 'base': give a name .* other than base"),
+        ({"tasks": ["../evil"]}, "task '../evil': give a name of letters"),
+        ({"method": "ties", "options": {"density": 20}}, "density 20: give the share"),
+        ({"learned": "x"}, "unknown key 'learned'"),
     ],
 )
 def test_mistakes_are_named_with_their_place(options, message):
@@ -139,6 +155,26 @@ def test_fixed_rows_of_the_tables_are_recipes():
     assert load_recipe(ROWS / "dare.yaml").method == "dare"
 
 
+@pytest.mark.parametrize(
+    ("text", "how"),
+    [
+        ("name: x\ntasks: [asr, ser]\ngranularity: block\n", "as a recipe it needs weights"),
+        ("preprocess: {method: ties, density: 0.2}", "as a recipe it needs weights"),
+        ("method: separate", "or fix them with trainable: false"),
+    ],
+)
+def test_rows_that_say_little_are_not_taken_for_recipes(tmp_path, text, how):
+    with pytest.raises(UserError, match=f"its coefficients are learned: .*{how}"):
+        load_recipe(written(tmp_path, text))
+    path = coefficients(tmp_path)
+    assert load_recipe(tmp_path / "merge.yaml", path).weights["ser"]["block2"] == 3
+
+
+def test_recipes_that_need_no_weights_are_recipes(tmp_path):
+    for text, expected in (("method: slerp", "slerp"), ("tasks: []", "task_arithmetic")):
+        assert load_recipe(written(tmp_path, text)).method == expected
+
+
 @pytest.mark.parametrize(("row", "how"), [("adaltm", "learned"), ("static_grid", "picked")])
 def test_rows_that_are_learned_need_their_coefficients(row, how):
     with pytest.raises(UserError, match=f"{row}.yaml: its coefficients are {how}"):
@@ -181,12 +217,89 @@ def test_coefficients_of_a_merged_vector_become_the_scale(tmp_path):
         ({"final": None}, "is no coefficients.json"),
         ({"groups": [None]}, "is no coefficients.json .*: tasks and groups must be names"),
         ({"tasks": ["ser", "asr"]}, r"coefficients of \['ser', 'asr'\], the recipe merges"),
+        ({"groups": ["block0", "block1", "block0"]}, "names 'block0' twice"),
+        ({"tasks": [], "final": []}, "coefficients of no task"),
     ],
 )
 def test_coefficients_of_the_wrong_shape_are_told(tmp_path, changes, message):
     path = coefficients(tmp_path, **changes)
     with pytest.raises(UserError, match=message):
         load_recipe(ROWS / "adaltm.yaml", path)
+
+
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+def test_coefficients_of_a_training_are_for_every_group_of_the_file(tmp_path, granularity):
+    made = coefficients_for(base_encoder(), ["asr"], granularity, init=0.3)
+    path = coefficients(tmp_path, tasks=["asr"], groups=made.groups, final=made.table())
+    (tmp_path / "row.yaml").write_text(f"granularity: {granularity}\ntasks: [asr]\ninit: 0.3\n")
+    for recipe in (load_recipe(None, path), load_recipe(tmp_path / "row.yaml", path)):
+        assert recipe.granularity == granularity
+        table = recipe.table(recipe.block_map(NAMES, norm_first=True))
+        assert table.weights == [pytest.approx([0.3] * len(made.groups))]
+        assert Recipe.from_dict(recipe.to_dict()).weights == recipe.weights
+
+
+@pytest.mark.parametrize(
+    ("row", "groups", "message"),
+    [
+        (None, BLOCKS[:2], "weights of asr by block: no number for 'block2'"),
+        (None, [*BLOCKS, "block3"], "weights of asr by block: 'block3' is no group of this model"),
+        (None, [], "by block: no number for 'block0'"),
+        (None, ["block1.attention"], "by module: no number for 'block0.cnn'"),
+        (None, [NAMES[0]], "by tensor: no number for"),
+        (None, ["block*"], r"by tensor: 'block\*' is no group of this model"),
+        ("global", BLOCKS, "by global: 'block0' is no group of this model; groups: all"),
+        ("adaltm_module", BLOCKS, "by module: 'block0' is no group"),
+    ],
+)
+def test_coefficients_for_some_groups_or_others_are_told(tmp_path, row, groups, message):
+    final = [[1.0] * len(groups)] * 2
+    path = coefficients(tmp_path, groups=groups, final=final)
+    recipe = load_recipe(row and ROWS / f"{row}.yaml", path)
+    with pytest.raises(UserError, match=f"{path}: .*{message}"):
+        recipe.table(recipe.block_map(NAMES, norm_first=True))
+
+
+def test_coefficients_of_a_merged_vector_are_for_every_group_too(tmp_path):
+    path = coefficients(tmp_path, tasks=["merged"], groups=BLOCKS[:2], final=[[0.3, 0.4]])
+    text = "method: task_arithmetic\ninit: 1\ngranularity: block"
+    recipe = load_recipe(written(tmp_path, text), path).for_tasks(["asr", "ser"])
+    with pytest.raises(UserError, match="scale by block: no number for 'block2'"):
+        recipe.table(recipe.block_map(NAMES, norm_first=True))
+
+
+def test_tensors_that_are_called_as_blocks_are_stay_tensors(tmp_path):
+    names = ["block0.weight", "block1.weight"]
+    path = coefficients(tmp_path, tasks=["x"], groups=names, final=[[1, 2]])
+    for text in ("any_names: true", "any_names: true\ngranularity: tensor"):
+        recipe = load_recipe(written(tmp_path, text), path)
+        assert recipe.granularity == "tensor"
+        assert recipe.table(recipe.block_map(names, norm_first=True)).weights == [[1, 2]]
+
+
+def test_the_seed_is_that_of_a_preprocessing_without_one():
+    def preprocess(**options):
+        return Recipe.from_dict(options).to_dict()["preprocess"]
+
+    dare = {"method": "dare", "density": 0.5}
+    assert preprocess(seed=3, preprocess=dare) == {**dare, "seed": 3}
+    assert preprocess(seed=3, preprocess={**dare, "seed": 1}) == {**dare, "seed": 1}
+    assert preprocess(seed=3, preprocess={"method": "ties"}) == {"method": "ties"}
+    # what a merge wrote before this was so
+    written = {"base_sha256": "abc", "espnet_adaltm": "0.1.0"}
+    assert preprocess(seed=3, preprocess=dare, made_from=written) == {**dare, "seed": 0}
+
+
+def test_the_seed_of_a_rows_method_is_not_that_of_its_preprocessing(tmp_path):
+    text = "method: dare\nmethod_conf: {density: 0.5, seed: 3}\npreprocess: {method: random}\n"
+    recipe = load_recipe(written(tmp_path, f"{text}trainable: false\n"))
+    assert (recipe.seed, recipe.seeded_preprocess["seed"]) == (3, 0)
+
+
+def test_the_row_without_tasks_has_no_coefficients(tmp_path):
+    assert load_recipe(ROWS / "base.yaml", coefficients(tmp_path, tasks=[], final=[])).tasks == ()
+    with pytest.raises(UserError, match=r"\['asr', 'ser'\], the recipe merges \[\]"):
+        load_recipe(ROWS / "base.yaml", coefficients(tmp_path))
 
 
 def test_other_files_and_double_weights_are_told(tmp_path):
@@ -206,6 +319,9 @@ def test_tensors_of_any_network_have_places():
     blocks = by_block.block_map(names, norm_first=True)
     assert blocks["layers.1.w"].block == 2
     assert blocks.unmatched == ("head.w",)
+    optional = {"any_names": True, "block_pattern": r"^\w+(\.(?P<block>\d+))?\."}
+    blocks = Recipe.from_dict(optional).block_map(names, norm_first=True)
+    assert (blocks["layers.1.w"].block, blocks.unmatched) == (2, ("head.w",))
     everything = Recipe.from_dict({"any_names": True, "granularity": "tensor"})
     assert set(everything.block_map(names, norm_first=True)) == set(names)
 
