@@ -28,7 +28,7 @@ def merge_report(plan: MergePlan, sizes: Sizes | None = None) -> str:
     if recipe.options:
         title += f" ({', '.join(f'{k}: {v}' for k, v in recipe.options.items())})"
     if recipe.preprocess["method"] != "none":
-        title += f", vectors preprocessed: {dict(recipe.preprocess)}"
+        title += f", vectors preprocessed: {recipe.seeded_preprocess}"
     lines = [f"{title}, stored in {recipe.dtype}", *_table(plan, sizes), *_remarks(plan)]
     return "\n".join(lines) + "\n"
 

@@ -97,7 +97,8 @@ def write_merged(
         path: Safetensors file to write, not atomically. The positional convolution is
             weight-normed, as `transformers` stores it; one that is not moved has the base's own
             factors.
-        vectors: Task to a file that takes its task vector on the way (float32).
+        vectors: Task to a file that takes its task vector on the way (float32), as it was before
+            any preprocessing.
         hashes: `MergePlan.hashes`, for those files.
         threads: How many; all processors by default.
         sync: Wait at the end until the disk has everything.
@@ -174,13 +175,16 @@ class _Kernel:
         in_turn = moved and plan.elementwise
         weights = plan.weights(name) if in_turn else [0.0] * len(plan.sources)
         total = None
-        for task, source, weight in zip(plan.recipe.tasks, plan.sources, weights, strict=True):
+        given = zip(plan.recipe.tasks, plan.prepared, plan.sources, weights, strict=True)
+        for task, source, original, weight in given:
             if not weight and task not in self.keepers:
                 continue
             delta = source.piece(piece, before, scratch, "total" if total is None else "delta")
             self.sizes.add(task, name, delta)
             if task in self.keepers:
-                self.keepers[task].write(name, delta, piece.start)
+                same = original is source
+                kept = delta if same else original.piece(piece, before, scratch, "kept")
+                self.keepers[task].write(name, kept, piece.start)
             if weight:
                 delta.mul_(weight)
                 # two roundings, as in memory: a fused multiply-add would have one

@@ -44,7 +44,8 @@ class MergePlan:
         floats: Names of the base's float tensors.
         groups: Those of them that are in a block, to their groups.
         base: The base's tensors.
-        sources: Differences, in the order of the recipe's tasks.
+        sources: Differences, in the order of the recipe's tasks, as they were given.
+        prepared: What is merged of them: the same, until `prepare` has preprocessed them.
         moved: Names of tensors that something is added to.
         kept: Name to the reason why it stays the base's.
 
@@ -84,6 +85,7 @@ class MergePlan:
                 )
                 for task in self.recipe.tasks
             ]
+            self.prepared = self.sources
             self._try_options()
             self._stack = stack.pop_all()
 
@@ -168,17 +170,17 @@ class MergePlan:
 
     def prepare(self) -> None:
         """Do what needs whole vectors: preprocess them (in memory), find a model's thresholds."""
-        options = dict(self.recipe.preprocess)
+        options = self.recipe.seeded_preprocess
         if (kind := options.pop("method")) != "none":
             vectors = {t: s.vector for t, s in zip(self.recipe.tasks, self.sources)}
             made = prepare(vectors, kind, **options)
-            self.sources = [
+            self.prepared = [
                 vector_source(self.base, made[task], f"the {kind} vector of {task}")
                 for task in self.recipe.tasks
             ]
         if self.recipe.options.get("scope") == "model":
             with ThreadPoolExecutor(default_threads()) as pool:
-                found = pool.map(self._threshold, self.sources)
+                found = pool.map(self._threshold, self.prepared)
                 self._thresholds = dict(zip(self.recipe.tasks, found))
 
     def _threshold(self, source: DeltaSource) -> float:
@@ -202,7 +204,7 @@ class MergePlan:
         group = self.groups[name]
         if group not in self._merges:
             self._merges[group] = self._bind(group, self._thresholds)
-        delta = self._merges[group](name, [source.whole(name) for source in self.sources])
+        delta = self._merges[group](name, [source.whole(name) for source in self.prepared])
         scale = self.scale(name)
         return before.float() + (delta if scale == 1 else delta * scale)
 

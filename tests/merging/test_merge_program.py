@@ -123,6 +123,43 @@ def test_what_is_written_and_told(folder, capsys):
     assert config["num_hidden_layers"] == LAYERS
 
 
+def test_preprocessing_changes_neither_what_is_kept_nor_what_is_told(folder):
+    state = load_file(folder / "asr" / "expert.safetensors")
+    save_file({**state, "lm_head.weight": torch.ones(3)}, folder / "asr" / "expert.safetensors")
+    text = "weights: 0.5\npreprocess: {method: magnitude, density: 0.1}\n"
+    (folder / "row.yaml").write_text(text)
+    run("--save_vectors", "kept")
+    for task in TASKS:
+        kept, made = (
+            TaskVector.load(p) for p in (f"kept/{task}.safetensors", f"{task}.safetensors")
+        )
+        assert all(torch.equal(kept.tensors[n], made.tensors[n]) for n in made.tensors)
+    recipe = yaml.safe_load((folder / "out" / "merge_recipe.yaml").read_text())
+    assert recipe["made_from"]["tasks"]["asr"]["from"] == "asr/expert.safetensors"
+    told = (folder / "out" / "merge_report.txt").read_text()
+    assert "left out, heads of asr: lm_head.weight" in told
+    base, out = (load_file(folder / name / "model.safetensors") for name in ("base", "out"))
+    moved = (out[NAME] != base[NAME]).float().mean()
+    assert 0.1 <= moved < 0.2  # a tenth of each vector, not all of it
+    first = sha256_file(folder / "out" / "model.safetensors")
+    shutil.rmtree(folder / "out")
+    run()
+    assert sha256_file(folder / "out" / "model.safetensors") == first
+
+
+def test_a_seed_reaches_the_preprocessing(folder):
+    found = set()
+    for seed in (1, 2):
+        text = f"weights: 1\nseed: {seed}\npreprocess: {{method: dare, density: 0.5}}\n"
+        (folder / "row.yaml").write_text(text)
+        run()
+        first = sha256_file(folder / "out" / "model.safetensors")
+        run(config="out/merge_recipe.yaml")
+        assert sha256_file(folder / "out" / "model.safetensors") == first
+        found.add(first)
+    assert len(found) == 2
+
+
 def test_the_recipe_beside_the_weights_makes_them_again(folder):
     run()
     recipe = yaml.safe_load((folder / "out" / "merge_recipe.yaml").read_text())
