@@ -96,6 +96,23 @@ class Recipe:
             raise UserError(f"{where}: {error}") from error
 
     def _checked(self) -> "Recipe":
+        self._check_kinds()
+        _choose("granularity", self.granularity, GRANULARITIES)
+        _choose("dtype", self.dtype, DTYPES)
+        check_method(self.method, self.options, "options")
+        check_preprocess(**_spread(self.preprocess))
+        check_seed(self.seed)
+        if self.block_pattern is not None:
+            if not self.any_names:
+                raise UserError("block_pattern goes with any_names: true")
+            if self.granularity not in ("block", "module"):
+                raise UserError(
+                    f"block_pattern goes with granularity block or module, found {self.granularity}"
+                )
+        self._check_weights()
+        return self
+
+    def _check_kinds(self) -> None:
         for key, kind in (("name", str), ("any_names", bool), ("made_from", Mapping)):
             if not isinstance(getattr(self, key), kind):
                 raise UserError(f"{key} {getattr(self, key)!r} is no {kind.__name__.lower()}")
@@ -104,21 +121,12 @@ class Recipe:
         for key, value in texts.items():
             if value is not None and not isinstance(value, str):
                 raise UserError(f"{key} {value!r} is no text: put it in quotes")
-        _choose("granularity", self.granularity, GRANULARITIES)
-        _choose("dtype", self.dtype, DTYPES)
         if not isinstance(self.options, Mapping):
             raise UserError(f"options must be like {{density: 0.2}}, found {self.options!r}")
-        check_method(self.method, self.options, "options")
         if not isinstance(self.preprocess, Mapping) or "method" not in self.preprocess:
             raise UserError(f"preprocess must be like {{method: none}}, found {self.preprocess!r}")
-        check_preprocess(**_spread(self.preprocess))
-        check_seed(self.seed)
-        if self.block_pattern is not None and not self.any_names:
-            raise UserError("block_pattern goes with any_names: true")
-        if self.block_pattern is not None and self.granularity not in ("block", "module"):
-            raise UserError(
-                f"block_pattern goes with granularity block or module, found {self.granularity}"
-            )
+
+    def _check_weights(self) -> None:
         per_task = isinstance(self.weights, Mapping)
         for task in (*(self.tasks or ()), *(self.weights if per_task else ())):
             check_task(task)
@@ -130,7 +138,6 @@ class Recipe:
                 f"{sorted(self.tasks)}: give one for each"
             )
         check_numbers("scale", self.scale)
-        return self
 
     def to_dict(self) -> dict[str, Any]:
         """Plain options that `from_dict` reads back; what is empty is left out."""
