@@ -33,6 +33,7 @@ from espnet_adaltm.merging.places import (
     check_apart,
     check_file,
     check_merged,
+    check_new_name,
     check_task,
     real,
 )
@@ -134,13 +135,21 @@ def _check_places(
         given.pop("--config")
     for option, paths in (("experts", experts), ("vectors", vectors)):
         given |= {f"--{option} {task}": path for task, path in paths.items()}
-    names = ("out", "save_vectors", "mergekit_yaml")
-    outputs = {f"--{name}": getattr(args, name) for name in names}
+    outputs = {"--out": args.out, "--save_vectors": args.save_vectors}
     check_merged(args.out)
     if args.mergekit_yaml:
         check_file(args.mergekit_yaml)
+        if _beside_weights(args):
+            check_new_name(args.mergekit_yaml)
+        else:
+            outputs["--mergekit_yaml"] = args.mergekit_yaml
     inputs, outputs = ({k: path for k, path in d.items() if path} for d in (given, outputs))
     check_apart(outputs, inputs)
+
+
+def _beside_weights(args: argparse.Namespace) -> bool:
+    """Whether the mergekit configuration is to be written into the folder of the merge."""
+    return real(args.mergekit_yaml).parent == real(args.out)
 
 
 def _merge(
@@ -187,7 +196,7 @@ def _write(
 
     with ExitStack() as stack:
         # Opened before the work, so that a place that refuses is told before.
-        if args.mergekit_yaml:
+        if args.mergekit_yaml and not _beside_weights(args):
             stack.enter_context(atomic_open(args.mergekit_yaml)).write(translated)
         files = {}
         if args.save_vectors:
@@ -205,6 +214,8 @@ def _write(
         told = merge_report(plan, sizes)
         write_recipe(folder, plan, args.base, hashes)
         write_text(folder / REPORT, told)
+        if args.mergekit_yaml and _beside_weights(args):
+            write_text(folder / args.mergekit_yaml.name, translated)
     return told
 
 

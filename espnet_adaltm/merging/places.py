@@ -13,6 +13,7 @@ from espnet_adaltm.errors import UserError
 WEIGHTS = "model.safetensors"
 RECIPE = "merge_recipe.yaml"
 REPORT = "merge_report.txt"
+_IN = "lies in"
 _TASK = re.compile(r"\w[\w.-]*")
 
 
@@ -62,8 +63,22 @@ def check_file(file: Path) -> None:
         raise UserError(f"{file} is a folder: give a file to write")
 
 
+def check_new_name(file: Path) -> None:
+    """Refuse the name of one of a merge's own files for another in its folder.
+
+    Raises:
+        UserError: The message names it.
+    """
+    if file.name in (WEIGHTS, RECIPE, REPORT, "config.json"):
+        raise UserError(f"{file} is a file of the merge itself: give another name")
+
+
 def check_apart(outputs: Mapping[str, Path], inputs: Mapping[str, Path]) -> None:
-    """Refuse places to write that are, hold or lie in each other or something that is read.
+    """Refuse places to write that would cost each other or something that is read.
+
+    Those are places that are or hold another, and outputs in one another, of which one would be
+    replaced as a whole. In a folder that is read there may be new files and folders beside what is
+    there (``--base . --out merged``).
 
     Args:
         outputs: What to call it to the folder or file that is to be written.
@@ -75,7 +90,10 @@ def check_apart(outputs: Mapping[str, Path], inputs: Mapping[str, Path]) -> None
     taken = dict(inputs)
     for what, place in outputs.items():
         for other, path in taken.items():
-            if relation := _relation(place, path):
+            relation = _relation(place, path)
+            if relation == _IN and other in inputs and not place.is_file():
+                continue
+            if relation:
                 raise UserError(
                     f"{what} {place} {relation} {other} {path}: give a place of its own"
                 )
@@ -92,5 +110,5 @@ def _relation(place: Path, path: Path) -> str:
     if mine == theirs:
         return "is the same as"
     if theirs in mine.parents:
-        return "lies in"
+        return _IN
     return "would replace what holds" if mine in theirs.parents else ""

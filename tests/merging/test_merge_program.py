@@ -227,8 +227,18 @@ def test_a_mergekit_configuration_that_cannot_be_written_costs_no_merge(folder, 
 
 
 def test_a_mergekit_configuration_is_written_on_request(folder):
-    run("--mergekit_yaml", "mk.yaml", inputs=("--experts", "asr=base", "ser=base"))
-    assert yaml.safe_load((folder / "mk.yaml").read_text())["merge_method"] == "task_arithmetic"
+    for place in ("mk.yaml", "out/mk.yaml", "out/mk.yaml"):  # the last time over the one before
+        run("--mergekit_yaml", place, inputs=("--experts", "asr=base", "ser=base"))
+        written = yaml.safe_load((folder / place).read_text())
+        assert written["merge_method"] == "task_arithmetic"
+
+
+def test_a_merge_may_lie_in_a_folder_that_it_reads(folder):
+    before = sha256_file(folder / "base" / "model.safetensors")
+    for _ in range(2):
+        run("--out", "base/m")
+    assert (folder / "base" / "m" / "model.safetensors").is_file()
+    assert sha256_file(folder / "base" / "model.safetensors") == before
 
 
 def test_any_network_is_merged_under_its_own_names(folder):
@@ -332,9 +342,10 @@ def occupied(folder):
         (None, ("--save_vectors", "out"), "--save_vectors out is the same as --out out"),
         (None, ("--save_vectors", "out/vec"), "--save_vectors out/vec lies in --out out"),
         (None, ("--save_vectors", "o", "--out", "o/m"), "o would replace what holds --out o/m"),
-        (None, ("--out", "base/m"), "--out base/m lies in --base base"),
+        (None, ("--save_vectors", "base/config.json"), "base/config.json lies in --base"),
         (None, ("--save_vectors", "asr"), "--save_vectors asr is the same as --experts asr asr"),
-        (None, ("--mergekit_yaml", "out/mk.yaml"), "--mergekit_yaml out/mk.yaml lies in --out out"),
+        (None, ("--mergekit_yaml", "out/a/mk.yaml"), "out/a/mk.yaml lies in --out out"),
+        (None, ("--mergekit_yaml", "out/config.json"), "is a file of the merge itself"),
         (None, ("--mergekit_yaml", "row.yaml"), "is the same as --config row.yaml"),
         (None, ("--mergekit_yaml", "ser/expert.safetensors"), "lies in --experts ser ser"),
         (None, ("--mergekit_yaml", "base"), "base is a folder: give a file"),
