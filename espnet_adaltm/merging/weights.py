@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from espnet_adaltm.backbone.blocks import common_name
 from espnet_adaltm.errors import UserError
 from espnet_adaltm.files import Pathlike
 from espnet_adaltm.merging.tensor_file import Spec, TensorFile
@@ -20,7 +21,6 @@ from espnet_adaltm.merging.weight_files import weight_files
 
 POS_CONV = "encoder.pos_conv_embed.conv"
 POS_WEIGHT = f"{POS_CONV}.weight"
-_MODEL_PREFIXES = ("wavlm.", "hubert.", "wav2vec2.")
 _BODY = re.compile(r"^(feature_extractor|feature_projection|encoder)\.|^masked_spec_embed$")
 HEAD_PREFIXES = (
     "lm_head.",
@@ -102,7 +102,8 @@ def open_weights(source: Source, *, any_names: bool = False) -> Iterator[Weights
         any_names: Take every tensor under its own key, of whatever network; nothing is a head.
 
     Raises:
-        UserError: Unreadable file, or a key that is neither the encoder's nor a known head's.
+        UserError: Unreadable file, a key that is neither the encoder's nor a known head's, two keys
+            of one tensor, or a state dictionary that holds something else than tensors.
     """
     if isinstance(source, Mapping):
         yield _weights(_of_state(source), any_names)
@@ -120,6 +121,14 @@ def effective_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _of_state(state: Mapping[str, Tensor]) -> _Keys:
+    for key, value in state.items():
+        if not isinstance(key, str) or not isinstance(value, Tensor):
+            hint = f", perhaps the one under {key!r}" if isinstance(value, Mapping) else ""
+            raise UserError(
+                f"state: entry {key!r} is of type {type(value).__name__}: give a state dictionary "
+                f"of names and tensors{hint}"
+            )
+
     def fill(key: str, start: int, out: Tensor) -> None:
         out.copy_(state[key].detach().reshape(-1)[start : start + out.numel()])
 
@@ -150,6 +159,8 @@ def _weights(keys: _Keys, any_names: bool) -> Weights:
     specs = {name: keys.specs[key] for name, key in names.items()}
     for g, v in NORM_SPELLINGS if not any_names else ():
         if g in stored and v in stored:
+            if POS_WEIGHT in stored:
+                raise _twice(keys.source, POS_WEIGHT, stored[POS_WEIGHT][0], *stored[g])
             stored[POS_WEIGHT] = (*stored.pop(g), *stored.pop(v))
             specs.pop(g)
             specs[POS_WEIGHT] = specs.pop(v)
@@ -171,8 +182,10 @@ def _body_names(source: str, keys: Iterable[str]) -> tuple[dict[str, str], list[
     names: dict[str, str] = {}
     heads: list[str] = []
     for key in keys:
-        name = next((key[len(p) :] for p in _MODEL_PREFIXES if key.startswith(p)), key)
+        name = common_name(key)
         if _BODY.match(name):
+            if name in names:
+                raise _twice(source, name, names[name], key)
             names[name] = key
         elif name.startswith(HEAD_PREFIXES):
             heads.append(key)
@@ -182,6 +195,13 @@ def _body_names(source: str, keys: Iterable[str]) -> tuple[dict[str, str], list[
                 "encoder nor to a known head: remove it or give the right checkpoint"
             )
     return names, heads
+
+
+def _twice(source: str, name: str, first: str, second: str) -> UserError:
+    return UserError(
+        f"{source}: tensors {first!r} and {second!r} are both {name!r}: give a checkpoint of one "
+        "encoder"
+    )
 
 
 def effective_weight(g: Tensor, v: Tensor) -> Tensor:

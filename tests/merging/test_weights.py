@@ -57,10 +57,49 @@ def test_same_bits_as_the_backbone_loader(tmp_path):
     assert all(torch.equal(found[name], expected[name]) for name in found)
 
 
-def test_prefixes_are_stripped_and_known_heads_left_out():
-    state = {f"wavlm.{k}": v for k, v in base_encoder().encoder_state().items()}
+@pytest.mark.parametrize("prefix", ["wavlm", "hubert", "wav2vec2", "body"])
+def test_prefixes_are_stripped_and_known_heads_left_out(prefix):
+    expected = base_encoder().encoder_state()
+    state = {f"{prefix}.{k}": v for k, v in expected.items()}
     state |= {"lm_head.weight": torch.zeros(3), "layer_weights": torch.zeros(3)}
-    assert effective_state(state).keys() == base_encoder().encoder_state().keys()
+    found = effective_state(state)
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_a_speech_encoders_own_state_is_a_checkpoint():
+    base = base_encoder()
+    found = effective_state(base.state_dict())
+    assert found.keys() == base.encoder_state().keys()
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "name"),
+    [
+        ("wavlm.encoder.layer_norm.bias", "hubert.encoder.layer_norm.bias", "encoder.layer_norm"),
+        ("encoder.layer_norm.bias", "body.encoder.layer_norm.bias", "encoder.layer_norm.bias"),
+        (f"{POS_CONV}.weight", f"{POS_CONV}.weight_g", f"{POS_CONV}.weight"),
+    ],
+)
+def test_two_keys_of_one_tensor_are_refused(first, second, name):
+    state = {first: torch.zeros(1, 1, 2), second: torch.ones(1, 1, 2)}
+    state[f"{POS_CONV}.weight_v"] = torch.ones(1, 1, 2)
+    with pytest.raises(UserError, match=f"'{first}' and '{second}' are both '{name}"):
+        effective_state(state)
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        ({"model": {"a": torch.ones(1)}}, "'model' is of type dict: .* the one under 'model'"),
+        ({"encoder.layer_norm.bias": torch.ones(1), "step": 3}, "entry 'step' is of type int"),
+        ({0: torch.ones(1)}, "entry 0 is of type Tensor: .* of names and tensors"),
+    ],
+)
+@pytest.mark.parametrize("any_names", [True, False])
+def test_what_is_no_state_dictionary_is_told(state, message, any_names):
+    with pytest.raises(UserError, match=message), open_weights(state, any_names=any_names):
+        pass
 
 
 def test_an_unknown_tensor_is_refused_by_name():
