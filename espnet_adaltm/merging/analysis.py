@@ -7,8 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
+from espnet_adaltm.merging.arithmetic import check_vectors
 from espnet_adaltm.merging.groups import group_names, group_of
-from espnet_adaltm.merging.task_vector import TaskVector, check_compatible, inner
+from espnet_adaltm.merging.task_vector import TaskVector, inner
 
 TOTAL = "total"
 
@@ -43,10 +44,11 @@ def analyse(
         same five for each of them, ``parts`` likewise for the modules of one kind over all depths
         (``attention``), ``total`` the same five over everything. A ratio whose denominator is 0 is
         None. Sums are of float64; nothing is rescaled.
+
+    Raises:
+        UserError: No vector, or vectors that do not belong together.
     """
-    first = next(iter(vectors.values()))
-    for vector in vectors.values():
-        check_compatible(first, vector)
+    first = check_vectors(vectors)
     layers = first.num_layers
     names = {
         level: group_names(first.tensors, layers, level, norm_first=norm_first)

@@ -183,7 +183,7 @@ def slerp(first: Tensor, second: Tensor, t: float, *, linear_above: float = 0.99
 
     ``sin((1 - t) theta) / sin(theta) first + sin(t theta) / sin(theta) second`` with theta the
     angle between the two, each taken as one long vector. Where ``|cos theta|`` exceeds
-    ``linear_above``, and where one of them is zero in length, ``(1 - t) first + t second``.
+    ``linear_above`` or is 1, and where one of them is zero in length, ``(1 - t) first + t second``.
 
     Args:
         first: Differences (or weights), any shape.
@@ -194,7 +194,7 @@ def slerp(first: Tensor, second: Tensor, t: float, *, linear_above: float = 0.99
     (one, other), (share, _) = _checked((first, second), (t, t))
     length = one.norm() * other.norm()
     cosine = torch.dot(one.flatten(), other.flatten()) / length
-    if not cosine.abs() <= linear_above:  # also where it is NaN
+    if not cosine.abs() <= linear_above or cosine.abs() >= 1:  # also where it is NaN
         return (1 - share) * one + share * other
     angle = math.acos(cosine)
     before, after = (math.sin(part * angle) / math.sin(angle) for part in (1 - share, share))
@@ -235,8 +235,9 @@ def agreement(deltas: Deltas, elect: str = "total") -> list[Tensor]:
     Zero sums elect the positive sign; a zero element never agrees. See `ties` for ``elect``.
     """
     _choose("elect", elect, ELECTIONS)
-    positive = _total([d.sign() for d in deltas] if elect == "frequency" else deltas) >= 0
-    return [((delta > 0) == positive) & (delta != 0) for delta in deltas]
+    rows, _ = _checked(deltas, [1.0] * len(deltas))
+    positive = _total([row.sign() for row in rows] if elect == "frequency" else rows) >= 0
+    return [((row > 0) == positive) & (row != 0) for row in rows]
 
 
 def _agreed_sum(

@@ -79,6 +79,13 @@ def test_agreement_of_zeros_and_signs():
     assert [row.tolist() for row in agrees] == [[True, False, True], [False, False, True]]
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_signs_are_elected_in_float32(dtype):
+    large = 256.0 if dtype == torch.bfloat16 else 2048.0  # 1 is lost beside it
+    rows = [torch.tensor([value], dtype=dtype) for value in (-large, -1.0, large)]
+    assert [row.item() for row in agreement(rows)] == [True, True, False]
+
+
 def test_ties_over_the_whole_model_keeps_what_is_large_anywhere():
     small, large = FIRST / 100, SECOND
     whole = [trim_threshold([FIRST, small], 0.5), trim_threshold([large, large], 0.5)]
@@ -141,6 +148,10 @@ def test_slerp_follows_the_arc():
     assert slerp(east, 3 * east, 0.5).tolist() == [4.0, 0.0]
     assert slerp(east, 0 * east, 0.25).tolist() == [1.5, 0.0]
     assert slerp(east, -east, 0.25).tolist() == [1.0, 0.0]
+    rows = torch.rand(1000, generator=seeded(3))
+    for linear_above in (1.0, 2.0):  # no arc between one direction and itself
+        assert slerp(east, east, 0.5, linear_above=linear_above).tolist() == [2.0, 0.0]
+        torch.testing.assert_close(slerp(rows, rows, 0.5, linear_above=linear_above), rows)
 
 
 def test_model_stock_in_closed_form():
@@ -273,6 +284,8 @@ def test_sets_that_cannot_be_merged_are_told():
         merge_vectors("task_arithmetic", {})
     with pytest.raises(UserError, match="nothing to merge"):
         task_arithmetic([], [])
+    with pytest.raises(UserError, match="nothing to merge"):
+        agreement([])
     with pytest.raises(UserError, match="several shapes"):
         task_arithmetic([torch.zeros(2), torch.zeros(3)], [1.0, 1.0])
     with pytest.raises(UserError, match="two task vectors or more, found 1"):

@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 
 from espnet_adaltm.backbone.loading import load_encoder, save_encoder, write_base_info
 from espnet_adaltm.bin import task_vectors
+from espnet_adaltm.errors import UserError
 from espnet_adaltm.files import write_json
 from espnet_adaltm.merging.analysis import analyse, sign_conflicts
 from espnet_adaltm.merging.merged import MergedEncoder
@@ -39,6 +40,14 @@ def test_numbers_of_a_hand_made_pair():
     total = report["total"]
     assert total["norm"]["ser"] == pytest.approx(math.sqrt(29))
     assert total["relative_norm"] == {"asr": 0.5, "ser": pytest.approx(math.sqrt(29) / 10)}
+
+
+def test_no_vector_and_vectors_of_two_bases_are_told():
+    with pytest.raises(UserError, match="give at least one task vector"):
+        analyse({}, [])
+    taus = {task: TaskVector({FIRST: torch.ones(2)}, {"base_sha256": task}) for task in ("a", "b")}
+    with pytest.raises(UserError, match="two bases"):
+        analyse(taus, [])
 
 
 def test_modules_and_parts_sum_up_to_blocks_and_to_everything():
