@@ -26,7 +26,12 @@ from espnet_adaltm.merging.coefficients import Coefficients
 from espnet_adaltm.merging.groups import map_groups
 from espnet_adaltm.merging.pieces import Root, build_pieces
 from espnet_adaltm.merging.substitute import MergeSession, substituted
-from espnet_adaltm.merging.task_vector import TaskVector, check_compatible
+from espnet_adaltm.merging.task_vector import (
+    LazyTensors,
+    TaskVector,
+    check_compatible,
+    specs_of,
+)
 
 
 class MergedEncoder(nn.Module):
@@ -43,7 +48,8 @@ class MergedEncoder(nn.Module):
     Args:
         encoder: The base; taken over: its parameters stop requiring gradients, and weight-normed
             layers get their effective weight (merging its two factors is another merge).
-        vectors: Task to vector; at least the tasks of ``coefficients``.
+        vectors: Task to vector; at least the tasks of ``coefficients``. A tied weight may have its
+            differences under each of its names; those of buffers are left out.
         coefficients: Their groups must be this encoder's (`coefficients_for` makes such).
         blocks: Tensors to merge and their place; by default those of a WavLM, HuBERT or
             wav2vec 2.0 encoder, named without the prefix of a model with a head. With a map of
@@ -54,7 +60,8 @@ class MergedEncoder(nn.Module):
             as much memory as the base takes.
 
     Attributes:
-        unmerged: Parameters that stay the base's because they are in no block.
+        unmerged: Parameters that stay the base's because they are in no block, and buffers that do
+            though a vector has differences of them.
 
     Raises:
         UserError: A vector that is missing, of another base, not finite, or does not fit the
@@ -82,12 +89,16 @@ class MergedEncoder(nn.Module):
         self._own_names = blocks is not None
         blocks = _blocks(encoder) if blocks is None else blocks
         _check_groups(blocks, coefficients)
-        parameters = self._parameters_by_name()
-        _check_fit(parameters, blocks, chosen)
-        self.unmerged = tuple(name for name in parameters if name not in blocks)
+        parameters, first = self._parameters_by_name(), self._first_names()
+        buffers = {self._name(path) for path, _ in encoder.named_buffers()}
+        tensors = {task: _untied(task, vector, first) for task, vector in chosen.items()}
+        _check_map(blocks, first, buffers)
+        _check_fit(parameters, buffers, blocks, tensors)
+        left_out = sorted(buffers & {name for found in tensors.values() for name in found})
+        self.unmerged = (*(name for name in parameters if name not in blocks), *left_out)
         self._pieces = build_pieces(
             blocks,
-            {task: vector.tensors for task, vector in chosen.items()},
+            tensors,
             coefficients.groups,
             coefficients.granularity,
             next(iter(parameters.values())).device,
@@ -239,10 +250,8 @@ class MergedEncoder(nn.Module):
         """
         state = getattr(self._encoder, "encoder_state", self._encoder.state_dict)()
         merged = self.merge()
-        first = {id(value): name for name, value in self._parameters_by_name().items()}
-        every = self._encoder.named_parameters(remove_duplicate=False)
-        place = {self._name(path): first[id(value)] for path, value in every}
-        names = {name: place.get(self._name(name)) for name in state}
+        first = self._first_names()
+        names = {name: first.get(self._name(name)) for name in state}
         return {name: merged.get(names[name], value).clone() for name, value in state.items()}
 
     def _name(self, path: str) -> str:
@@ -251,6 +260,12 @@ class MergedEncoder(nn.Module):
     def _parameters_by_name(self) -> dict[str, nn.Parameter]:
         """The base's parameters as they are now: any of them may have been exchanged."""
         return {self._name(path): value for path, value in self._encoder.named_parameters()}
+
+    def _first_names(self) -> dict[str, str]:
+        """Every name of a parameter, to its first: tied weights have several."""
+        first = {id(value): name for name, value in self._parameters_by_name().items()}
+        every = self._encoder.named_parameters(remove_duplicate=False)
+        return {self._name(path): first[id(value)] for path, value in every}
 
 
 def coefficients_for(
@@ -311,15 +326,48 @@ def _check_groups(blocks: BlockMap, coefficients: Coefficients) -> None:
         )
 
 
+def _untied(task: str, vector: TaskVector, first: Mapping[str, str]) -> Mapping[str, Tensor]:
+    """The differences, those of tied weights under the first of their names."""
+    tensors, stored = vector.tensors, {}
+    for name in tensors:
+        other = stored.setdefault(first.get(name, name), name)
+        if other != name and not torch.equal(tensors[other], tensors[name]):
+            raise UserError(
+                f"task vector {task}: {other!r} and {name!r} are one tied weight of the encoder, "
+                "but move differently: tie them in the expert, too, or untie them in the base"
+            )
+    if all(name == own for name, own in stored.items()):
+        return tensors
+    specs = specs_of(vector)
+    specs = {name: specs[own] for name, own in stored.items()}
+    return LazyTensors(specs, lambda name: tensors[stored[name]])
+
+
+def _check_map(blocks: BlockMap, first: Mapping[str, str], buffers: set[str]) -> None:
+    for name in blocks:
+        if name in buffers:
+            raise UserError(
+                f"block map: {name!r} is a buffer, which stays the base's: leave it out (map the "
+                "names of named_parameters())"
+            )
+        if name not in first:
+            raise UserError(f"block map: {name!r} is no parameter of this encoder")
+        if first[name] != name:
+            raise UserError(
+                f"block map: {name!r} is another name of the tied weight {first[name]!r}: map that "
+                "one only (as named_parameters() does)"
+            )
+
+
 def _check_fit(
-    parameters: Mapping[str, Tensor], blocks: BlockMap, vectors: Mapping[str, TaskVector]
+    parameters: Mapping[str, Tensor],
+    buffers: set[str],
+    blocks: BlockMap,
+    vectors: Mapping[str, Mapping[str, Tensor]],
 ) -> None:
-    strangers = [name for name in blocks if name not in parameters]
-    if strangers:
-        raise UserError(f"block map: {strangers[0]!r} is no parameter of this encoder")
-    for task, vector in vectors.items():
-        different = (blocks.keys() - vector.tensors.keys()) | (
-            vector.tensors.keys() - parameters.keys()
+    for task, tensors in vectors.items():
+        different = (blocks.keys() - tensors.keys()) | (
+            tensors.keys() - parameters.keys() - buffers
         )
         if different:
             raise UserError(
@@ -327,7 +375,7 @@ def _check_fit(
                 "encoder: the vector belongs to another encoder"
             )
         for name in blocks:
-            shapes = tuple(vector.tensors[name].shape), tuple(parameters[name].shape)
+            shapes = tuple(tensors[name].shape), tuple(parameters[name].shape)
             if shapes[0] != shapes[1]:
                 raise UserError(
                     f"task vector {task}: tensor {name!r} has shape {shapes[0]}, "

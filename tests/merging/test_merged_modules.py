@@ -190,6 +190,96 @@ def test_shared_parameters_are_merged_in_every_place():
     torch.testing.assert_close(state["second.weight"], weight)
 
 
+class Speaker(nn.Module):
+    """Words in and out by one table, with statistics between them."""
+
+    def __init__(self):
+        super().__init__()
+        self.words = nn.Embedding(7, 4)
+        self.scale = nn.BatchNorm1d(4)
+        self.mix = nn.Linear(4, 4)
+        self.out = nn.Linear(4, 7, bias=False)
+        self.out.weight = self.words.weight
+
+    def forward(self, x):
+        return self.out(self.mix(self.scale(self.words(x))))
+
+
+def speaker(seed):
+    """A base, or with another seed an expert of it: all parameters moved, no statistics."""
+    torch.manual_seed(0)
+    module = Speaker().double().eval()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in module.parameters() if seed else ():
+            noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+            parameter += 0.1 * noise
+    return module
+
+
+def speakers():
+    base, expert = speaker(0), speaker(1)
+    with torch.no_grad():
+        expert.scale.running_mean += 0.5
+    tau = TaskVector.from_checkpoints(base.state_dict(), expert.state_dict(), any_names=True)
+    blocks = BlockMap(
+        {name: (0, "all") for name, _ in base.named_parameters() if "scale" not in name}
+        | {"scale.weight": (1, "all"), "scale.bias": (1, "all")}
+    )
+    return base, expert, tau, blocks
+
+
+def test_vectors_of_networks_with_tied_weights_and_buffers():
+    base, expert, tau, blocks = speakers()
+    assert {"out.weight", "words.weight", "scale.running_mean"} <= tau.tensors.keys()
+    words = torch.arange(7)
+    coefficients = coefficients_for(base, ["a"], blocks=blocks)
+    model = MergedEncoder(base, {"a": tau}, coefficients, blocks=blocks)
+    assert model.unmerged == ("scale.running_mean", "scale.running_var")
+    torch.nn.init.zeros_(coefficients.raw)
+    assert torch.equal(model(words), base(words))
+    state = model.bake()
+    assert all(torch.equal(state[name], value) for name, value in base.state_dict().items())
+    torch.nn.init.ones_(coefficients.raw)
+    plain = copy.deepcopy(expert)
+    plain.scale.running_mean.copy_(base.scale.running_mean)
+    torch.testing.assert_close(model(words), plain(words), rtol=0, atol=1e-6)
+    for name, value in plain.state_dict().items():
+        torch.testing.assert_close(model.bake()[name], value, rtol=0, atol=1e-7)
+
+
+def test_the_gradient_of_a_tied_weight_is_exact():
+    base, _, tau, blocks = speakers()
+    coefficients = coefficients_for(base, ["a"], init=0.3, blocks=blocks)
+    model = MergedEncoder(base, {"a": tau}, coefficients, blocks=blocks)
+    words = torch.arange(7)
+    model(words).square().sum().backward()
+    (wanted,) = torch.autograd.grad(
+        oracle(base, blocks, {"a": tau}, coefficients)(words).square().sum(), coefficients.raw
+    )
+    torch.testing.assert_close(coefficients.raw.grad, wanted, rtol=1e-6, atol=0)
+    once = {name: t for name, t in tau.tensors.items() if name != "words.weight"}
+    other = MergedEncoder(base, {"a": TaskVector(once)}, coefficients, blocks=blocks)
+    assert torch.equal(other.merge()["words.weight"], model.merge()["words.weight"])
+
+
+def test_tied_weights_that_do_not_belong_together_are_told():
+    base, _, tau, blocks = speakers()
+    tensors = {**tau.tensors, "out.weight": tau.tensors["out.weight"] + 1}
+    coefficients = coefficients_for(base, ["a"], blocks=blocks)
+    with pytest.raises(UserError, match="'words.weight' are one tied weight .* move differently"):
+        MergedEncoder(base, {"a": TaskVector(tensors)}, coefficients, blocks=blocks)
+    for name, message in (
+        ("out.weight", "is another name of the tied weight 'words.weight'"),
+        ("scale.running_var", "is a buffer, which stays the base's"),
+    ):
+        wrong = BlockMap({name: (0, "all")})
+        with pytest.raises(UserError, match=f"block map: '{name}' {message}"):
+            MergedEncoder(
+                base, {"a": tau}, coefficients_for(base, ["a"], blocks=wrong), blocks=wrong
+            )
+
+
 def test_parameters_are_merged_however_the_module_asks_for_them():
     class Curious(nn.Linear):
         def forward(self, x):
