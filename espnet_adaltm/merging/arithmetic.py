@@ -31,6 +31,7 @@ from espnet_adaltm.merging.formulas import (
     ties,
 )
 from espnet_adaltm.merging.task_vector import TaskVector, check_compatible
+from espnet_adaltm.merging.vector_metadata import without_expert
 
 __all__ = [
     "METHODS",
@@ -288,8 +289,8 @@ def merge_vectors(
     recipe = {"method": method, "tasks": tasks, "weights": weight_list(tasks, weights), **options}
     if METHODS[method].random:
         recipe["seed"] = seed
-    base = {"base_sha256": first.metadata.get("base_sha256", ""), "expert_sha256": ""}
-    return TaskVector(tensors, {**base, "recipe": json.dumps(recipe, sort_keys=True)})
+    metadata = without_expert(*(vector.metadata for vector in vectors.values()))
+    return TaskVector(tensors, {**metadata, "recipe": json.dumps(recipe, sort_keys=True)})
 
 
 def check_vectors(vectors: Mapping[str, TaskVector]) -> TaskVector:

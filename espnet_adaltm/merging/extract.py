@@ -7,13 +7,9 @@ import torch
 
 from espnet_adaltm.files import Pathlike, atomic_path
 from espnet_adaltm.merging.stream import Piece, Scratch, cut, read_piece, run_threads
-from espnet_adaltm.merging.task_vector import (
-    check_finite,
-    check_pair,
-    file_metadata,
-    vector_metadata,
-)
+from espnet_adaltm.merging.task_vector import check_finite, check_pair
 from espnet_adaltm.merging.tensor_file import Spec, TensorWriter
+from espnet_adaltm.merging.vector_metadata import file_metadata, vector_metadata
 from espnet_adaltm.merging.weight_files import identity
 from espnet_adaltm.merging.weights import Source, Weights, open_weights
 

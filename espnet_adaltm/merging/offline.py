@@ -17,8 +17,9 @@ from espnet_adaltm.files import Pathlike
 from espnet_adaltm.merging.plan import MergePlan
 from espnet_adaltm.merging.recipe import Recipe
 from espnet_adaltm.merging.stream import Piece, Scratch, cut, read_piece, run_threads
-from espnet_adaltm.merging.task_vector import TaskVector, check_finite, file_metadata
+from espnet_adaltm.merging.task_vector import TaskVector, check_finite
 from espnet_adaltm.merging.tensor_file import Spec, TensorWriter
+from espnet_adaltm.merging.vector_metadata import file_metadata
 from espnet_adaltm.merging.weights import NORM_SPELLINGS, POS_WEIGHT, factored_weight
 
 

@@ -1,14 +1,13 @@
 """What fine-tuning added to an encoder: `tau = W_expert - W_base` (AdaLTM, section 1)."""
 
 import itertools
-import json
 import logging
 import math
 import operator
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +16,21 @@ from torch import Tensor
 
 from espnet_adaltm.backbone.blocks import BlockMap
 from espnet_adaltm.errors import UserError
-from espnet_adaltm.files import Pathlike, atomic_path, read_json, taken_apart
+from espnet_adaltm.files import Pathlike, atomic_path
 from espnet_adaltm.merging.groups import map_group, map_groups
 from espnet_adaltm.merging.tensor_file import Spec, TensorFile, write_tensor_file
+from espnet_adaltm.merging.vector_metadata import (
+    FORMAT,
+    block_map,
+    described_map,
+    file_metadata,
+    read_metadata,
+    vector_metadata,
+    without_expert,
+)
 from espnet_adaltm.merging.weight_files import identity
 from espnet_adaltm.merging.weights import Source, Weights, open_weights
 
-FORMAT = "task_vector"
 _LAYER = re.compile(r"^encoder\.layers\.(\d+)\.")
 # Some checkpoints lack it; it takes part only where an input is masked.
 _OPTIONAL = "masked_spec_embed"
@@ -66,8 +73,9 @@ class TaskVector:
 
     Attributes:
         tensors: Name to difference; float32 (always subtracted so), or bfloat16 where read so.
-        metadata: ``base_sha256`` and ``expert_sha256`` (empty if unknown), and, where the base's
-            configuration tells it, ``norm_first``.
+        metadata: ``base_sha256`` and ``expert_sha256`` (empty if unknown, or if these are no longer
+            the expert's differences); where known, ``norm_first`` of the base and ``blocks``, the
+            map of its tensors (`vector_metadata.described_map`).
     """
 
     tensors: Mapping[str, Tensor]
@@ -82,6 +90,7 @@ class TaskVector:
         base_sha256: str | None = None,
         expert_sha256: str | None = None,
         any_names: bool = False,
+        blocks: BlockMap | None = None,
     ) -> "TaskVector":
         """Subtract two checkpoints, tensor by tensor, in float32.
 
@@ -91,6 +100,8 @@ class TaskVector:
             base_sha256: Identity of the base; computed where ``base`` is a path.
             expert_sha256: Identity of the expert, likewise.
             any_names: Accept any network: every tensor under its own key, nothing left out.
+            blocks: Where its tensors are, to be remembered; of a WavLM, HuBERT or wav2vec 2.0
+                encoder the names tell it.
 
         Raises:
             UserError: A tensor is missing, extra, of another shape or dtype, not finite, or an
@@ -102,7 +113,10 @@ class TaskVector:
         ):
             names = check_pair(old, new)
             tensors = {name: difference(name, old, new) for name in names}
-        return cls(tensors, vector_metadata(base, base_sha256, expert_sha256 or identity(expert)))
+        metadata = vector_metadata(base, base_sha256, expert_sha256 or identity(expert))
+        if blocks is not None:
+            metadata["blocks"] = described_map(blocks)
+        return cls(tensors, metadata)
 
     @staticmethod
     def extract(
@@ -170,9 +184,7 @@ class TaskVector:
         with TensorFile(path) as file:
             if FORMAT not in file.metadata:
                 raise UserError(f"{path} is not a task vector: make one with stage task_vectors")
-            with taken_apart(path, "stage task_vectors"):
-                metadata = json.loads(file.metadata[FORMAT])
-                metadata.pop("blocks", None)
+            metadata = read_metadata(path, file.metadata[FORMAT])
             yield cls(LazyTensors(file.specs, file.read, file.read_into), metadata)
 
     def __add__(self, other: "TaskVector") -> "TaskVector":
@@ -186,7 +198,7 @@ class TaskVector:
     def __mul__(self, scale: float) -> "TaskVector":
         """Scale all differences."""
         tensors = {name: tensor.float() * scale for name, tensor in self.tensors.items()}
-        return replace(self, tensors=tensors)
+        return TaskVector(tensors, {**self.metadata, "expert_sha256": ""})
 
     __rmul__ = __mul__
 
@@ -198,34 +210,73 @@ class TaskVector:
             name: combine(tensor.float(), other.tensors[name].float())
             for name, tensor in self.tensors.items()
         }
-        base = self.metadata.get("base_sha256") or other.metadata.get("base_sha256", "")
-        return TaskVector(tensors, {"base_sha256": base, "expert_sha256": ""})
+        return TaskVector(tensors, without_expert(self.metadata, other.metadata))
 
-    def norms(self, by: str = "block", *, norm_first: bool = True) -> dict[str, float]:
+    def norms(
+        self,
+        by: str = "block",
+        *,
+        blocks: BlockMap | None = None,
+        norm_first: bool | None = None,
+    ) -> dict[str, float]:
         """Return the Euclidean norm of every group, summed in float64.
 
         Args:
-            by: ``global``, ``block``, ``module`` or ``tensor`` (`merging.groups`); tensors that
-                belong to no block are not part of the sums.
-            norm_first: True for pre-norm encoders.
+            by: ``global``, ``block``, ``module`` or ``tensor`` (`merging.groups`).
+            blocks: Where the tensors are; those in no block are not part of the sums. By default
+                the metadata's map, or else what the names of a WavLM, HuBERT or wav2vec 2.0
+                encoder tell; ``global`` and ``tensor`` then take every tensor of any network.
+            norm_first: Read the names as those of a pre-norm (True) or post-norm encoder, whatever
+                the metadata says.
+
+        Raises:
+            UserError: None of the tensors is in a block.
         """
-        squares = self._inner(self, by, norm_first)
+        squares = self._inner(self, by, self._blocks(by, blocks, norm_first))
         return {group: math.sqrt(value) for group, value in squares.items()}
 
     def cosine(
-        self, other: "TaskVector", by: str = "block", *, norm_first: bool = True
+        self,
+        other: "TaskVector",
+        by: str = "block",
+        *,
+        blocks: BlockMap | None = None,
+        norm_first: bool | None = None,
     ) -> dict[str, float]:
-        """Return the cosine to another vector in every group; NaN where one of them is zero."""
+        """Return the cosine to another vector in every group; NaN where one of them is zero.
+
+        Args:
+            other: Of the same base.
+            by: As for `norms`.
+            blocks: As for `norms`; by default this vector's.
+            norm_first: As for `norms`.
+
+        Raises:
+            UserError: As `norms`, or the vectors do not belong together.
+        """
         check_compatible(self, other)
-        products = self._inner(other, by, norm_first)
-        mine, theirs = (vector.norms(by, norm_first=norm_first) for vector in (self, other))
+        chosen = self._blocks(by, blocks, norm_first)
+        products = self._inner(other, by, chosen)
+        mine, theirs = (vector.norms(by, blocks=chosen) for vector in (self, other))
         return {
             group: value / scale if (scale := mine[group] * theirs[group]) else math.nan
             for group, value in products.items()
         }
 
-    def _inner(self, other: "TaskVector", by: str, norm_first: bool) -> dict[str, float]:
-        blocks = BlockMap.of(self.tensors, norm_first=norm_first)
+    def _blocks(self, by: str, given: BlockMap | None, norm_first: bool | None) -> BlockMap:
+        known = self.metadata if norm_first is None else {"norm_first": norm_first}
+        places = dict(block_map(known, self.tensors) if given is None else given)
+        if given is None and by in ("global", "tensor"):
+            places = {name: places.get(name, (0, "")) for name in self.tensors}
+        found = {name: places[name] for name in self.tensors if name in places}
+        if self.tensors and not found:
+            raise UserError(
+                "no tensor of the task vector is in a block: give blocks=, a map such as "
+                r"BlockMap.by_pattern(names, r'^layers\.(?P<block>\d+)\.')"
+            )
+        return BlockMap(found)
+
+    def _inner(self, other: "TaskVector", by: str, blocks: BlockMap) -> dict[str, float]:
         sums = dict.fromkeys(map_groups(blocks, by), 0.0)
         for name in blocks:
             sums[map_group(blocks, name, by)] += inner(self.tensors[name], other.tensors[name])
@@ -247,33 +298,6 @@ def specs_of(vector: TaskVector) -> dict[str, Spec]:
     if isinstance(vector.tensors, LazyTensors):
         return vector.tensors.specs
     return {name: Spec.of(tensor) for name, tensor in vector.tensors.items()}
-
-
-def vector_metadata(base: Source, base_sha256: str | None, expert_sha256: str) -> dict[str, Any]:
-    """What a vector remembers of the two that it is the difference of."""
-    described: dict[str, Any] = {
-        "base_sha256": base_sha256 or identity(base),
-        "expert_sha256": expert_sha256,
-    }
-    config = None if isinstance(base, Mapping) else Path(base) / "config.json"
-    if config is not None and config.is_file():
-        described["norm_first"] = bool(read_json(config).get("do_stable_layer_norm", False))
-    return described
-
-
-def file_metadata(metadata: Mapping[str, Any], specs: Mapping[str, Spec]) -> dict[str, str]:
-    """The header's entry of a task vector file: hashes, dtype, block and module of every tensor.
-
-    One entry, as safetensors writes several in a random order.
-    """
-    dtype = next((spec.dtype for spec in specs.values()), torch.float32)
-    places = BlockMap.of(sorted(specs), norm_first=metadata.get("norm_first", True)).items()
-    described = {
-        **metadata,
-        "dtype": str(dtype).removeprefix("torch."),
-        "blocks": {name: f"{place.block}.{place.module}" for name, place in places},
-    }
-    return {FORMAT: json.dumps(described, sort_keys=True)}
 
 
 def inner(first: Tensor, second: Tensor) -> float:

@@ -10,10 +10,12 @@ import torch
 from merging_common import LAYERS, base_encoder, moved, vector
 from safetensors.torch import load_file, save_file
 
+from espnet_adaltm.backbone.blocks import BlockMap
 from espnet_adaltm.backbone.loading import save_encoder
 from espnet_adaltm.errors import UserError
 from espnet_adaltm.files import sha256_file
 from espnet_adaltm.merging import stream
+from espnet_adaltm.merging.arithmetic import merge_vectors
 from espnet_adaltm.merging.extract import extract_vectors
 from espnet_adaltm.merging.groups import group_names, group_of
 from espnet_adaltm.merging.task_vector import TaskVector, check_compatible
@@ -209,6 +211,71 @@ def test_norms_and_cosines_by_block(states):
     assert tau.norms("global")["all"] == pytest.approx(flat.norm().item(), rel=1e-12)
     assert list(tau.cosine(-2.0 * tau).values()) == pytest.approx([-1.0] * (LAYERS + 1))
     assert all(math.isnan(value) for value in tau.cosine(tau * 0.0).values())
+
+
+POST_NORM = {"encoder.layer_norm.bias": [3.0, 4.0], "encoder.layers.0.layer_norm.bias": [0.0, 2.0]}
+PATTERN = r"^layers\.(?P<block>\d+)\.(?P<module>\w+)"
+
+
+def hand_made(rows, **metadata):
+    return TaskVector({name: torch.tensor(row) for name, row in rows.items()}, metadata)
+
+
+def test_a_post_norm_vector_says_so_in_its_sums_and_keeps_it(tmp_path):
+    tau = hand_made(POST_NORM, norm_first=False, base_sha256="b", expert_sha256="e")
+    assert tau.norms() == {"block0": 5.0, "block1": 2.0}
+    assert tau.norms(norm_first=True) == {"block1": pytest.approx(math.sqrt(29))}
+    assert tau.cosine(-1.0 * tau) == {"block0": -1.0, "block1": -1.0}
+    plain = hand_made(POST_NORM)
+    assert plain.norms() == {"block1": pytest.approx(math.sqrt(29))}
+    sums = {
+        "sum": tau + tau,
+        "difference": plain - tau,
+        "scaled": 0.5 * tau,
+        "merged": merge_vectors("task_arithmetic", {"a": tau, "b": tau}),
+    }
+    for name, found in sums.items():
+        assert found.metadata["norm_first"] is False
+        assert found.metadata["base_sha256"] == "b"
+        assert found.metadata["expert_sha256"] == ""  # no longer that expert's differences
+        found.save(tmp_path / name)
+        with TensorFile(tmp_path / name) as file:
+            blocks = json.loads(file.metadata["task_vector"])["blocks"]
+        assert blocks == {n: f"{k}.norm" for k, n in enumerate(POST_NORM)}
+        assert TaskVector.load(tmp_path / name).norms() == found.norms()
+
+
+def test_sums_of_any_network_by_a_map_of_its_own(tmp_path):
+    base = {"layers.0.mix": torch.zeros(2), "layers.1.mix": torch.zeros(1), "head": torch.zeros(1)}
+    rows = {"layers.0.mix": [3.0, 4.0], "layers.1.mix": [2.0], "head": [14.0]}
+    expert = {name: torch.tensor(row) for name, row in rows.items()}
+    tau = TaskVector.from_checkpoints(base, expert, any_names=True)
+    assert tau.norms("global") == {"all": 15.0}
+    assert tau.norms("tensor") == {"head": 14.0, "layers.0.mix": 5.0, "layers.1.mix": 2.0}
+    assert tau.cosine(2 * tau, "global") == {"all": pytest.approx(1.0)}
+    with pytest.raises(UserError, match="no tensor .* is in a block: give blocks="):
+        tau.norms()
+    blocks = BlockMap.by_pattern(base, PATTERN)
+    assert tau.norms(blocks=blocks) == {"block1": 5.0, "block2": 2.0}
+    assert tau.norms("global", blocks=blocks) == {"all": pytest.approx(math.sqrt(29))}
+    assert tau.cosine(-1 * tau, "module", blocks=blocks) == {"block1.mix": -1, "block2.mix": -1}
+    mapped = TaskVector.from_checkpoints(base, expert, any_names=True, blocks=blocks)
+    (2 * mapped + mapped).save(tmp_path / "tau")
+    back = TaskVector.load(tmp_path / "tau")
+    assert back.norms() == {"block1": 15.0, "block2": 6.0}
+    assert back.metadata["blocks"] == {"layers.0.mix": "1.mix", "layers.1.mix": "2.mix"}
+
+
+def test_an_empty_vector_has_empty_sums():
+    assert TaskVector({}).norms() == TaskVector({}).norms("global") == {}
+
+
+@pytest.mark.parametrize("blocks", [["a"], {"a": "front"}, {"a": 1}])
+def test_a_damaged_block_map_names_the_file(tmp_path, blocks):
+    entry = json.dumps({"base_sha256": "b", "blocks": blocks})
+    save_file({"a": torch.zeros(1)}, tmp_path / "tau", {"task_vector": entry})
+    with pytest.raises(UserError, match="tau does not hold what stage task_vectors writes"):
+        TaskVector.load(tmp_path / "tau")
 
 
 def test_groups_follow_the_decisions_on_depth():
