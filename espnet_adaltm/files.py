@@ -189,12 +189,35 @@ def atomic_dir(path: Pathlike) -> Iterator[Path]:
             yield temporary
             os.chmod(temporary, 0o777 & ~_umask())
             if path.exists():
-                shutil.rmtree(path)
-            os.replace(temporary, path)
-            _fsync_directory(path.parent)
+                _exchange(temporary, path, prefix)
+            else:
+                os.replace(temporary, path)
+                _fsync_directory(path.parent)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
+
+
+def _exchange(new: Path, path: Path, prefix: str) -> None:
+    """Let a folder take the place of the one at ``path``, which stays where that fails.
+
+    A folder can take the name of an empty one only. So the old one gives up its name before the new
+    one has it: killed in between, a process leaves nothing at ``path``, and both beside it under
+    temporary names.
+    """
+    if not path.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path))
+    old = Path(tempfile.mkdtemp(prefix=prefix, suffix=".tmp", dir=path.parent))
+    try:
+        os.replace(path, old)
+        os.replace(new, path)
+        _fsync_directory(path.parent)
+    except BaseException:
+        if not path.exists():
+            os.replace(old, path)
+        shutil.rmtree(old, ignore_errors=True)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 @contextmanager

@@ -2,6 +2,7 @@ import errno
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import stat
 import subprocess
@@ -64,6 +65,70 @@ def test_a_folder_replaces_the_old_one_as_a_whole(tmp_path):
             (folder / name).write_text(name)
     assert listing(tmp_path) == ["d"]
     assert listing(tmp_path / "d") == ["b"]
+
+
+@pytest.mark.parametrize("failing", [1, 2])
+def test_a_folder_that_cannot_take_its_name_leaves_the_old_one(tmp_path, monkeypatch, failing):
+    with files.atomic_dir(tmp_path / "d") as folder:
+        (folder / "a").write_text("old")
+    calls = iter(range(1, 9))
+    replace = os.replace
+
+    def fails_once(source, target):
+        if next(calls) == failing:
+            raise OSError(errno.ENOSPC, "full")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", fails_once)
+    with pytest.raises(UserError, match="no space left"), files.atomic_dir(tmp_path / "d"):
+        pass
+    assert listing(tmp_path) == ["d"]
+    assert (tmp_path / "d" / "a").read_text() == "old"
+
+
+def replace_and_die(path, name, before):
+    real = getattr(*name)
+
+    def dies(*args, **options):
+        if next(before) == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        real(*args, **options)
+
+    setattr(*name, dies)
+    with files.atomic_dir(path) as folder:
+        (folder / "b").write_text("new")
+
+
+@pytest.mark.parametrize(
+    ("name", "calls", "left"),
+    [((os, "replace"), 0, ["a"]), ((os, "replace"), 1, []), ((shutil, "rmtree"), 0, ["b"])],
+)
+def test_a_killed_exchange_leaves_nothing_that_looks_like_output(tmp_path, name, calls, left):
+    with files.atomic_dir(tmp_path / "d") as folder:
+        (folder / "a").write_text("old")
+    process = multiprocessing.get_context("fork").Process(
+        target=replace_and_die, args=(tmp_path / "d", name, iter(range(calls, -9, -1)))
+    )
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    others = [entry for entry in listing(tmp_path) if entry != "d"]
+    assert others
+    assert all(entry.startswith(".d.") and entry.endswith(".tmp") for entry in others)
+    assert (listing(tmp_path / "d") if (tmp_path / "d").exists() else []) == left
+    write(tmp_path / "d", "atomic_dir")
+    assert listing(tmp_path) == ["d"]
+
+
+def test_a_file_in_the_place_of_a_folder_stays(tmp_path):
+    (tmp_path / "d").write_text("old")
+    with (
+        pytest.raises(UserError, match="d cannot be written .Not a directory"),
+        files.atomic_dir(tmp_path / "d"),
+    ):
+        pass
+    assert listing(tmp_path) == ["d"]
+    assert (tmp_path / "d").read_text() == "old"
 
 
 @pytest.mark.parametrize("call", ["fsync", "replace"])
