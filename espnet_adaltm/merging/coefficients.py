@@ -11,6 +11,12 @@ from espnet_adaltm.errors import UserError
 from espnet_adaltm.merging.groups import GRANULARITIES
 
 CONSTRAINTS = ("none", "clamp", "sigmoid", "tanh", "softmax")
+# Ends of open ranges, which lambda reaches by rounding, and what is inside of them in float32.
+_INSIDE = {
+    "sigmoid": {0.0: 2.0**-126, 1.0: 1 - 2.0**-24},
+    "tanh": {-1.0: 2.0**-24 - 1, 1.0: 1 - 2.0**-24},
+    "softmax": {0.0: 2.0**-126},
+}
 Init = float | Mapping[str, float]
 
 
@@ -84,6 +90,10 @@ class Coefficients(nn.Module):
     def fill(self, table: Sequence[Sequence[float]]) -> None:
         """Set lambda to given numbers, as `table` returns them.
 
+        Where ``sigmoid``, ``tanh`` or ``softmax`` saturated, `table` has the end of their open
+        range. The nearest number inside is taken for it: 1.2e-38 (2^-126) for 0, and what is 6e-8
+        (2^-24) off for 1 and -1.
+
         Args:
             table: [K][G], tasks and groups in the order of this object's.
 
@@ -98,6 +108,8 @@ class Coefficients(nn.Module):
             )
         for column, group in enumerate(self.groups):
             values = initial_values(self.tasks, {t: r[column] for t, r in zip(self.tasks, table)})
+            inside = _INSIDE.get(self.constraint, {})
+            values = [inside.get(value, value) for value in values]
             try:
                 start = _inverse(self.constraint, self.tasks, values)
             except UserError as error:

@@ -108,6 +108,35 @@ def test_fill_sets_what_table_returns(constraint, count):
 
 
 @pytest.mark.parametrize(
+    ("constraint", "raw", "value", "tolerance"),
+    [
+        ("sigmoid", 20.0, 1.0, 2**-23),
+        ("sigmoid", -200.0, 0.0, 2**-120),
+        ("tanh", 10.0, 1.0, 2**-23),
+        ("tanh", -10.0, -1.0, 2**-23),
+        ("softmax", 200.0, 1.0, 2**-23),
+        ("softmax", -200.0, 0.0, 2**-120),
+        ("clamp", 7.0, 1.0, 0.0),
+        ("none", 200.0, 200.0, 0.0),
+    ],
+)
+def test_a_saturated_table_can_be_filled_in(constraint, raw, value, tolerance):
+    source = Coefficients(TASKS, GROUPS, constraint=constraint)
+    with torch.no_grad():
+        source.raw[0] = raw
+    table = source.table()
+    assert table[0] == [value] * 3
+    coefficients = Coefficients(TASKS, GROUPS, constraint=constraint)
+    coefficients.fill(table)
+    assert coefficients.raw.isfinite().all()
+    assert coefficients.table()[0] == pytest.approx(table[0], rel=0, abs=tolerance)
+    assert coefficients.table()[1] == pytest.approx(table[1], rel=0, abs=2**-20)
+    again = Coefficients(TASKS, GROUPS, constraint=constraint)
+    again.fill(coefficients.table())
+    assert again.table()[0] == pytest.approx(table[0], rel=0, abs=tolerance)
+
+
+@pytest.mark.parametrize(
     ("table", "message"),
     [
         ([[0.5] * 3], "coefficients of 1 tasks and .3. groups: expected 2 .asr, ser. and 3"),
