@@ -6,8 +6,13 @@ from contextlib import ExitStack
 import torch
 
 from espnet_adaltm.files import Pathlike, atomic_path
+from espnet_adaltm.merging.differences import (
+    as_stored,
+    check_difference,
+    check_pair,
+    check_storable,
+)
 from espnet_adaltm.merging.stream import Piece, Scratch, cut, read_piece, run_threads
-from espnet_adaltm.merging.task_vector import check_finite, check_pair
 from espnet_adaltm.merging.tensor_file import Spec, TensorWriter
 from espnet_adaltm.merging.vector_metadata import file_metadata, vector_metadata
 from espnet_adaltm.merging.weight_files import identity
@@ -37,9 +42,10 @@ def extract_vectors(
         threads: How many; all processors by default.
 
     Raises:
-        UserError: As `TaskVector.from_checkpoints`, before anything is written but for values that
-            are not finite; no file is left then either.
+        UserError: As `TaskVector.from_checkpoints` and `TaskVector.save`, before anything is
+            written but for values that are not finite or too large; no file is left then either.
     """
+    check_storable(dtype)
     with ExitStack() as stack:
         old = stack.enter_context(open_weights(base))
         new = {task: stack.enter_context(open_weights(x)) for task, x in experts.items()}
@@ -60,7 +66,8 @@ def extract_vectors(
             before = read_piece(old, piece, scratch, "base")
             for task, weights in new.items():
                 delta = difference_piece(old, before, weights, piece, scratch)
-                writers[task].write(piece.name, delta.to(dtype), piece.start)
+                stored = as_stored(piece.name, delta, dtype)
+                writers[task].write(piece.name, stored, piece.start)
 
         run_threads(cut(old, names), work, threads=threads, desc="task vectors")
 
@@ -89,5 +96,5 @@ def difference_piece(
     if piece.name not in new.specs:
         return scratch.get(slot, piece.size).zero_()
     delta = read_piece(new, piece, scratch, slot).sub_(before)
-    check_finite(piece.name, delta, f"{old.source} or {new.source}")
+    check_difference(piece.name, delta, old, new)
     return delta

@@ -1,8 +1,10 @@
 """Merging by a recipe: state dictionaries in memory, or checkpoints file to file.
 
-Both give the same bits. In memory tensors are merged one after another, which is the plain
-statement of what happens. File to file nothing is held: a weighted sum goes through in pieces, the
-other methods tensor by tensor, on all processors.
+Both give the same bits, but for the weight-normed positional convolution in bfloat16 and float16: a
+file has its two factors, which are rounded each, so that a tenth of the products are a unit in the
+last place off. In memory tensors are merged one after another, which is the plain statement of what
+happens. File to file nothing is held: a weighted sum goes through in pieces, the other methods
+tensor by tensor, on all processors.
 """
 
 import threading
@@ -14,10 +16,11 @@ import torch
 from torch import Tensor
 
 from espnet_adaltm.files import Pathlike
+from espnet_adaltm.merging.differences import check_base, check_finite, is_finite
 from espnet_adaltm.merging.plan import MergePlan
 from espnet_adaltm.merging.recipe import Recipe
 from espnet_adaltm.merging.stream import Piece, Scratch, cut, read_piece, run_threads
-from espnet_adaltm.merging.task_vector import TaskVector, check_finite
+from espnet_adaltm.merging.task_vector import TaskVector
 from espnet_adaltm.merging.tensor_file import Spec, TensorWriter
 from espnet_adaltm.merging.vector_metadata import file_metadata
 from espnet_adaltm.merging.weights import NORM_SPELLINGS, POS_WEIGHT, factored_weight
@@ -52,9 +55,25 @@ def merge_state(
         merged = {}
         for name, tensor in plan.base.items():
             value = plan.merged(name, tensor) if name in plan.moved else tensor.detach()
-            merged[name] = value.to(plan.dtype if value.is_floating_point() else value.dtype)
-            check_finite(name, merged[name], "the merged model")
+            merged[name] = _rounded(plan, name, value) if value.is_floating_point() else value
     return merged
+
+
+def _rounded(plan: MergePlan, name: str, merged: Tensor) -> Tensor:
+    """What is made of a base's tensor, a piece of it or a factor, in the dtype of the output.
+
+    Raises:
+        UserError: It is not finite; the message says whether that comes from the base, the weights
+            or the dtype.
+    """
+    out = merged.to(plan.dtype)
+    if not is_finite(out):
+        check_base(name, plan.base)
+        advice = "they are too large for float32: give smaller weights"
+        if is_finite(merged):
+            advice = f"they are too large for {plan.recipe.dtype}: choose dtype float32"
+        check_finite(name, out, "the merged model", advice)
+    return out
 
 
 @dataclass
@@ -166,9 +185,9 @@ class _Kernel:
         shape = self.plan.base.specs[name].shape
         if name == POS_WEIGHT and not self.plan.recipe.any_names:
             for key, tensor in zip(NORM_SPELLINGS[0], self._factors(name, merged.view(shape))):
-                self._write(key, tensor, 0)
+                self.writer.write(key, _rounded(self.plan, name, tensor))
         else:
-            self._write(name, merged, piece.start)
+            self.writer.write(name, _rounded(self.plan, name, merged), piece.start)
 
     def _merge(self, piece: Piece, before: Tensor, scratch: Scratch) -> Tensor:
         plan, name = self.plan, piece.name
@@ -203,11 +222,6 @@ class _Kernel:
         if name in self.plan.moved or len(keys) == 1:
             return factored_weight(merged)
         return tuple(self.plan.base.load_key(key) for key in keys)
-
-    def _write(self, name: str, tensor: Tensor, start: int) -> None:
-        out = tensor.to(self.plan.dtype)
-        check_finite(name, out, "the merged model")
-        self.writer.write(name, out, start)
 
 
 def output_specs(plan: MergePlan) -> dict[str, Spec]:

@@ -1,11 +1,8 @@
 """What fine-tuning added to an encoder: `tau = W_expert - W_base` (AdaLTM, section 1)."""
 
-import itertools
-import logging
 import math
 import operator
-import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +14,14 @@ from torch import Tensor
 from espnet_adaltm.backbone.blocks import BlockMap
 from espnet_adaltm.errors import UserError
 from espnet_adaltm.files import Pathlike, atomic_path
+from espnet_adaltm.merging.differences import (
+    as_stored,
+    check_finite,
+    check_pair,
+    check_storable,
+    depth,
+    difference,
+)
 from espnet_adaltm.merging.groups import map_group, map_groups
 from espnet_adaltm.merging.tensor_file import Spec, TensorFile, write_tensor_file
 from espnet_adaltm.merging.vector_metadata import (
@@ -29,11 +34,7 @@ from espnet_adaltm.merging.vector_metadata import (
     without_expert,
 )
 from espnet_adaltm.merging.weight_files import identity
-from espnet_adaltm.merging.weights import Source, Weights, open_weights
-
-_LAYER = re.compile(r"^encoder\.layers\.(\d+)\.")
-# Some checkpoints lack it; it takes part only where an input is masked.
-_OPTIONAL = "masked_spec_embed"
+from espnet_adaltm.merging.weights import Source, open_weights
 
 
 class LazyTensors(Mapping[str, Tensor]):
@@ -147,13 +148,15 @@ class TaskVector:
                 of 0.17 % (`merging.md`, "Precision").
 
         Raises:
-            UserError: The disk is full.
+            UserError: The disk is full, the dtype is no floating one, or differences are too large
+                for it.
         """
+        check_storable(dtype)
         specs = {n: Spec(dtype, tuple(t.shape)) for n, t in self.tensors.items()}
         with atomic_path(path) as temporary:
             write_tensor_file(
                 temporary,
-                LazyTensors(specs, lambda name: self.tensors[name].to(dtype)),
+                LazyTensors(specs, lambda name: as_stored(name, self.tensors[name], dtype)),
                 file_metadata(self.metadata, specs),
             )
 
@@ -327,81 +330,3 @@ def check_compatible(first: TaskVector, second: TaskVector) -> None:
                 f"task vectors: tensor {name!r} has shape {spec.shape} in one, "
                 f"{theirs[name].shape} in the other"
             )
-
-
-def check_pair(old: Weights, new: Weights) -> list[str]:
-    """Refuse a base and an expert that cannot be subtracted; reads nothing but constants.
-
-    Returns:
-        Names of the base's float tensors. `masked_spec_embed` may be missing on either side.
-
-    Raises:
-        UserError: A tensor is missing, extra, of another shape or dtype, or an integer tensor that
-            differs. The message names it.
-    """
-    _same_names(old, new)
-    for name, spec in old.specs.items():
-        other = new.specs.get(name, spec)
-        for what in ("shape", "dtype"):
-            mine, theirs = getattr(spec, what), getattr(other, what)
-            if mine != theirs:
-                raise UserError(
-                    f"tensor {name!r}: {what} {mine} in {old.source}, {theirs} in {new.source}: "
-                    "base and expert must agree (save both in float32)"
-                )
-    constants = [name for name, spec in old.specs.items() if not spec.dtype.is_floating_point]
-    for name in constants:  # trap T5
-        if name in new.specs and not torch.equal(old.load(name), new.load(name)):
-            raise UserError(
-                f"tensor {name!r} is a constant ({old.specs[name].dtype}) but differs between "
-                f"{old.source} and {new.source}: it cannot be merged"
-            )
-    return [name for name in old.names if name not in constants]
-
-
-def difference(name: str, old: Weights, new: Weights) -> Tensor:
-    """Expert minus base in one tensor, in float32.
-
-    Raises:
-        UserError: It is not finite.
-    """
-    before = old.load(name)
-    after = new.load(name) if name in new.specs else before
-    delta = after.float() - before.float()
-    check_finite(name, delta, f"{old.source} or {new.source}")
-    return delta
-
-
-def check_finite(name: str, tensor: Tensor, where: str) -> None:
-    """Refuse NaN and infinite values.
-
-    Raises:
-        UserError: The message names tensor and place.
-    """
-    # A sum is several times faster than a look at every element; one that overflows says nothing.
-    if not math.isfinite(tensor.sum(dtype=torch.float32)) and not torch.isfinite(tensor).all():
-        raise UserError(
-            f"tensor {name!r} has NaN or infinite values in {where}: the training diverged; "
-            "train again with a lower learning rate"
-        )
-
-
-def _same_names(old: Weights, new: Weights) -> None:
-    missing = set(old.names) - set(new.names) - {_OPTIONAL}
-    extra = set(new.names) - set(old.names) - {_OPTIONAL}
-    if missing or extra:
-        name = min(itertools.chain(missing, extra))
-        holder, other = (old, new) if name in missing else (new, old)
-        depths = [depth(weights.names) for weights in (holder, other)]
-        layers = "" if depths[0] == depths[1] else f" ({depths[0]} and {depths[1]} layers)"
-        raise UserError(
-            f"tensor {name!r} is in {holder.source} but not in {other.source}{layers}: "
-            "base and expert must be the same kind of encoder"
-        )
-    if (_OPTIONAL in old.names) != (_OPTIONAL in new.names):
-        logging.info("%s is in only one of base and expert: taken as unchanged", _OPTIONAL)
-
-
-def depth(names: Iterable[str]) -> int:
-    """Number of transformer layers that the names of an encoder's tensors tell of."""
-    return 1 + max((int(m[1]) for name in names if (m := _LAYER.match(name))), default=-1)

@@ -208,6 +208,16 @@ def test_low_precision_is_computed_in_float32_and_rounded_once(folders, tmp_path
     assert torch.equal(found[NAME], base + ((asr - base) + (ser - base)))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_low_precision_files_differ_from_memory_in_the_convolution_alone(folders, tmp_path, dtype):
+    recipe = Recipe(dtype=str(dtype).removeprefix("torch."))
+    expected = in_memory(folders, recipe)
+    found = to_file(folders, tmp_path / "out", recipe, experts=experts(folders))
+    assert [n for n in expected if not torch.equal(found[n], expected[n])] == [POS_WEIGHT]
+    bits = [t[POS_WEIGHT].view(torch.int16).int() for t in (expected, found)]
+    assert (bits[0] - bits[1]).abs().max() == 1
+
+
 def test_constants_are_the_bases_and_vectors_are_kept_on_the_way(folders, tmp_path):
     table = "encoder.layers.0.attention.table"
     for name in ("base", *TASKS):
@@ -294,14 +304,38 @@ def test_values_that_are_not_finite_are_named(folders, tmp_path, value, method):
         to_file(folders, tmp_path / "out", recipe, experts=given)
 
 
-def test_a_sum_too_large_for_the_stored_dtype_is_told(folders, tmp_path):
-    with pytest.raises(UserError, match="NaN or infinite values in the merged model"):
-        to_file(
-            folders,
-            tmp_path / "out",
-            Recipe(dtype="float16", scale=1e7),
-            experts=experts(folders),
-        )
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dtype": "float16", "scale": 1e7}, "too large for float16: choose dtype float32"),
+        ({"scale": 1e39}, "too large for float32: give smaller weights"),
+    ],
+)
+def test_a_sum_too_large_for_the_stored_dtype_is_told(folders, tmp_path, options, message):
+    message = f"NaN or infinite values in the merged model: they are {message}"
+    with pytest.raises(UserError, match=message):
+        to_file(folders, tmp_path / "out", Recipe(**options), experts=experts(folders))
+    with pytest.raises(UserError, match=message):
+        in_memory(folders, Recipe(**options))
+
+
+@pytest.mark.parametrize("name", ["encoder.layers.0.layer_norm.bias", NAME, POS_WEIGHT])
+@pytest.mark.parametrize("given", ["experts", "vectors"])
+def test_a_base_that_is_not_finite_is_named_not_the_experts(folders, tmp_path, name, given):
+    state = loaded(folders / "base")
+    state[name].view(-1)[1] = torch.nan
+    save_file(state, tmp_path / "base.safetensors")
+    recipe = Recipe.from_dict({"weights": {"asr": {"block2": 1}, "ser": {"block2": 1}}})
+    sources = {given: (experts if given == "experts" else files)(folders)}
+    message = f"'{name}' has NaN or infinite values in the base .*: give an intact one"
+    with (
+        pytest.raises(UserError, match=message),
+        MergePlan(tmp_path / "base.safetensors", recipe, **sources) as plan,
+    ):
+        write_merged(plan, tmp_path / "out")
+    with pytest.raises(UserError, match=message):
+        taus = {task: TaskVector.load(file) for task, file in files(folders).items()}
+        merge_state(state, taus, recipe)
 
 
 def test_vectors_of_other_encoders_or_bases_are_refused(folders, tmp_path):

@@ -312,6 +312,51 @@ def test_bad_tensors_are_named(states, value, message):
     assert NAME in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "dtype", "message"),
+    [
+        (math.nan, 1.0, torch.float32, "NaN or infinite values in the base .*intact"),
+        (math.inf, math.inf, torch.float16, "NaN or infinite values in the base .*intact"),
+        (1.0, math.inf, torch.float16, "NaN or infinite values in the expert .*diverged"),
+        (3e38, -3e38, torch.float32, "base .* and expert .* are finite, but too far apart"),
+    ],
+)
+def test_what_is_not_finite_is_blamed(tmp_path, old, new, dtype, message):
+    paths = [tmp_path / "base.safetensors", tmp_path / "expert.safetensors"]
+    pair = [{NAME: torch.full((2, 2), value, dtype=dtype)} for value in (old, new)]
+    for state, path in zip(pair, paths):
+        save_file(state, path)
+    for call in (
+        lambda: TaskVector.from_checkpoints(*pair),
+        lambda: TaskVector.from_checkpoints(*paths),
+        lambda: TaskVector.extract(*paths, tmp_path / "tau"),
+    ):
+        with pytest.raises(UserError, match=f"'{NAME}'.*{message}"):
+            call()
+    assert sorted(tmp_path.iterdir()) == paths
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.bool, torch.complex64, torch.float8_e4m3fn])
+def test_differences_are_not_stored_as_integers(files, tmp_path, dtype):
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(UserError, match=f"dtype {dtype}: .* store torch.float32 or torch.bfloat16"):
+        TaskVector.from_checkpoints(*files[:2]).save(tmp_path / "tau", dtype)
+    with pytest.raises(UserError, match=f"dtype {dtype}"):
+        TaskVector.extract(*files[:2], tmp_path / "tau", dtype)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_differences_beyond_their_dtype_are_not_stored(states, tmp_path):
+    base, expert = states
+    expert[NAME] = torch.full((16, 16), 1e5)
+    message = f"'{NAME}': differences are too large for torch.float16"
+    with pytest.raises(UserError, match=message):
+        TaskVector.from_checkpoints(base, expert).save(tmp_path / "tau", torch.float16)
+    with pytest.raises(UserError, match=message):
+        TaskVector.extract(base, expert, tmp_path / "tau", torch.float16)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_missing_and_extra_tensors_are_named(states):
     base, expert = states
     del expert[NAME]
