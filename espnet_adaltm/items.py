@@ -1,6 +1,7 @@
 """Items as the shell declares them: what is run, for which stage, and what follows from what."""
 
 import os
+import re
 import shlex
 import signal
 from collections.abc import Sequence
@@ -12,20 +13,26 @@ from espnet_adaltm.stamps import Item, split_input
 from espnet_adaltm.stopping import CONTINUE
 
 LISTS = ("inputs", "outputs")
-SINGLE = ("name", "stage", "workdir", "ignore_options", "shared", "force", "job", "log")
+SINGLE = ("name", "stage", "workdir", "ignore_options", "shared", "force", "job", "log", "check")
+# A word as bash's `printf %q` writes it.
+_WORD = re.compile(r"(?:\$'(?:\\.|[^'\\])*'|\\.|[^\s\\])+", re.DOTALL)
 # Exit statuses of commands that were asked to stop: no failures.
 STOPPED = {CONTINUE, *(128 + number for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM))}
 
 
 @dataclass
 class Task:
-    """An item and how to run it: for a stage, with a job command, into a log."""
+    """An item and how to run it: for a stage, with a job command, into a log.
+
+    ``check`` is a command that fails where ``item`` would, for a reason known before anything runs.
+    """
 
     item: Item
     stage: str
     job: list[str] = field(default_factory=list)
     log: Path | None = None
     force: bool = False
+    check: list[str] = field(default_factory=list)
 
     @property
     def title(self) -> str:
@@ -47,6 +54,10 @@ class Task:
         """Number and name of the stage, ``5 asr_expert``; may be empty."""
         return f"{self.number} {self.stage.partition(' ')[2]}".strip()
 
+    def resuming(self, typed: str) -> str:
+        """The command ``typed`` (as ``ADALTM_RESUME`` holds it), from the stage of this task on."""
+        return f"{_without_stage(typed)} --stage {self.number}" if self.number else typed
+
     def words(self) -> list[str]:
         """The whole command line."""
         if self.job and self.log:
@@ -54,6 +65,17 @@ class Task:
             job = [log if word == "{log}" else word for word in self.job]
             return [*job, *([] if "{log}" in self.job else [log]), *self.item.command]
         return self.item.command
+
+
+def _without_stage(typed: str) -> str:
+    kept, rest = [], _WORD.findall(typed)
+    while rest:
+        word = rest.pop(0)
+        if word == "--stage":
+            del rest[:1]
+        elif not word.startswith("--stage="):
+            kept.append(word)
+    return " ".join(kept)
 
 
 def parse_item(words: Sequence[str]) -> Task:
@@ -81,6 +103,7 @@ def parse_item(words: Sequence[str]) -> Task:
         job=shlex.split(single.get("job", "")),
         log=Path(single["log"]) if single.get("log") else None,
         force=_true(single, "force"),
+        check=shlex.split(single.get("check", "")),
     )
 
 

@@ -1,5 +1,8 @@
 """What a run would do, told before it does it: for dry runs, status tables and other runs."""
 
+import re
+import shlex
+import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -18,12 +21,14 @@ class Planned:
         verdict: On the files as they are now; None where an input is missing.
         follows: Earlier items that would run, or are running, and may change what it reads.
         problem: Why it cannot run, not even when all before it have run.
+        given: Whether that is about a file which no stage makes: a configuration, as a rule.
     """
 
     task: Task
     verdict: Verdict | None
     follows: list[Task] = field(default_factory=list)
     problem: str = ""
+    given: bool = False
 
     @property
     def run(self) -> bool:
@@ -62,34 +67,50 @@ def plan(tasks: Sequence[Task], hashes: Hashes, before: Sequence[Task] = ()) -> 
         try:
             planned.verdict = judge(task.item, hashes, force=task.force)
         except UserError:
-            planned.problem = _missing_for_good(task, live)
+            planned.problem, planned.given = _missing_for_good(task, live)
         found.append(planned)
     return found[len(before) :]
 
 
-def _missing_for_good(task: Task, live: dict[str, list[int]]) -> str:
-    """What is wrong with an input that no task before would make; empty if there is none."""
+def _missing_for_good(task: Task, live: dict[str, list[int]]) -> tuple[str, bool]:
+    """What is wrong with an input that no task before would make, and whether none ever would."""
     for word in task.item.inputs:
         path, stage = split_input(word)
         if not live.get(path):
             try:
                 check_input(path, stage)
             except UserError as error:
-                return str(error)
-    return ""
+                return str(error), not stage
+    return "", False
 
 
-def dry_run(tasks: Sequence[Task], stages: Sequence[str], before: Sequence[Task] = ()) -> list[str]:
+def check(planned: Sequence[Planned]) -> None:
+    """Run the `Task.check` of what would run, each once.
+
+    Raises:
+        UserError: One fails; the message is what it said.
+    """
+    for words in dict.fromkeys(tuple(entry.task.check) for entry in planned if entry.run):
+        if not words:
+            continue
+        done = subprocess.run(words, stderr=subprocess.PIPE, text=True, check=False)
+        if done.returncode:
+            said = re.split("^error: ", done.stderr, maxsplit=1, flags=re.MULTILINE)[-1].strip()
+            raise UserError(said or f"{shlex.join(words)}: status {done.returncode}")
+
+
+def dry_run(
+    planned: Sequence[Planned], stages: Sequence[str], before: Sequence[Task] = ()
+) -> list[str]:
     """Lines that say what would run, and why.
 
     Args:
-        tasks: In order.
+        planned: Of `plan`.
         stages: All stages that were asked for, ``5/12 asr_expert``; some may have no task.
         before: Tasks that were told of already, and come before.
     """
-    planned = plan(tasks, Hashes(), before)
     told = {task.item.stamp for task in before}
-    order = list(dict.fromkeys([*stages, *(task.stage for task in tasks)]))
+    order = list(dict.fromkeys([*stages, *(entry.task.stage for entry in planned)]))
     lines = []
     for stage in order:
         here = [entry for entry in planned if entry.task.stage == stage]

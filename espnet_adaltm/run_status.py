@@ -154,11 +154,11 @@ def _ended_early(task: Task) -> Entry:
 
 
 def _resume(task: Task) -> str:
-    """The command of the last run, for this stage alone."""
+    """The command of the last run, from this stage on."""
     holder = read_holder(task.item.lock)
     if holder is None or not holder.command or not task.number:
         return ""
-    return f"{holder.command} --stage {task.number} --stop_stage {task.number}"
+    return task.resuming(holder.command)
 
 
 def _end(log: Path | None) -> str:

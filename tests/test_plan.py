@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from espnet_adaltm.errors import UserError
 from espnet_adaltm.items import Task, feeds
-from espnet_adaltm.plan import dry_run, plan
+from espnet_adaltm.plan import check, dry_run, plan
 from espnet_adaltm.stamps import Hashes, Item, Kind, begin, finish
 
 
@@ -95,11 +96,38 @@ def test_an_input_that_nothing_makes_is_a_problem():
     assert plan(tasks, Hashes())[1].problem == "no does not exist: check the option that names it"
 
 
+def test_a_file_that_the_user_gives_is_told_from_one_that_a_stage_makes():
+    tasks = [task("1 data", "w", ["no"], ["w/x"]), task("2 audio", "v", ["n@stage 1"], ["v/x"])]
+    assert [entry.given for entry in plan(tasks, Hashes())] == [True, False]
+    assert [entry.given for entry in plan(tasks[1:], Hashes())] == [False]
+    assert not any(entry.given for entry in plan(chain(), Hashes()))
+
+
+def test_checks_are_made_once_of_what_would_run():
+    tasks = [*chain()[:1], *chain()[-1:], *chain()[4:5]]
+    told = ["bash", "-c", "echo >>checked; echo warned >&2; echo error: so it is >&2; exit 1"]
+    tasks[0].check, tasks[1].check = told, ["bash", "-c", "echo >>checked"]
+    tasks[2].check = tasks[1].check
+    with pytest.raises(UserError, match="^so it is$"):
+        check(plan(tasks, Hashes()))
+    make(tasks[:1])
+    Path("checked").unlink()
+    check(plan(tasks, Hashes()))
+    assert Path("checked").read_text() == "\n"
+    make(tasks[1:2])
+    Path("elsewhere").mkdir()
+    Path("elsewhere/y").write_text("there")
+    make(tasks[2:])
+    Path("checked").unlink()
+    check(plan(tasks, Hashes()))
+    assert not Path("checked").exists()
+
+
 def test_planning_writes_nothing():
     make(chain()[:1])
     before = {path: path.stat().st_mtime_ns for path in Path().rglob("*")}
     Path("conf").touch()
-    lines = dry_run(chain(), ["1/3 data", "2/3 audio", "3/3 train", "4/3 more"])
+    lines = dry_run(plan(chain(), Hashes()), ["1/3 data", "2/3 audio", "3/3 train", "4/3 more"])
     assert lines[0] == "[1/3 data] data: make: skip, done before"
     assert lines[1] == "[2/3 audio] dump: make: run (first time)"
     assert lines[-1] == "[4/3 more] none asked for"
@@ -117,8 +145,9 @@ def test_what_comes_before_is_not_told_again():
     assert [entry.task.name for entry in planned] == ["exp: make", "exp2: make", "exp3: make"]
     assert [entry.problem for entry in planned] == [""] * 3
     assert planned[0].why == "follows from 2 audio (dump: make)"
-    assert dry_run(late, [], early)[0] == (
+    assert dry_run(planned, [], early)[0] == (
         "[3/3 train] exp: make: run (first time, follows from 2 audio (dump: make))"
     )
     # Another part declares it as well: by then it will be done.
-    assert dry_run(early[:1], [], early) == ["[1/3 data] data: make: as above"]
+    again = plan(early[:1], Hashes(), early)
+    assert dry_run(again, [], early) == ["[1/3 data] data: make: as above"]

@@ -173,14 +173,25 @@ def test_missing_output_is_an_error(capsys):
     assert not Path("w/.stamps/n.json").exists()
 
 
-def test_failure_is_told_with_how_to_resume(capsys, monkeypatch):
-    monkeypatch.setenv("ADALTM_RESUME", "./run.sh --size ci")
+@pytest.mark.parametrize(
+    ("typed", "goes_on"),
+    [
+        ("./run.sh --size ci", "./run.sh --size ci"),
+        ("./run.sh --stage 2 --size ci --stop_stage 9", "./run.sh --size ci --stop_stage 9"),
+        ("./run.sh --stage=asr_expert --stop_stage=9", "./run.sh --stop_stage=9"),
+        (r"./run.sh --note my\ --stage\ 3 --stage 3", r"./run.sh --note my\ --stage\ 3"),
+        (r"./run.sh --note $'a\nb --stage 3'", r"./run.sh --note $'a\nb --stage 3'"),
+    ],
+)
+def test_failure_is_told_with_how_to_resume(capsys, monkeypatch, typed, goes_on):
+    """From the stage that failed to where the user wanted to stop."""
+    monkeypatch.setenv("ADALTM_RESUME", typed)
     words = ["--name", "n", "--workdir", "w", "--stage", "5/12 asr_expert", "--outputs", "w/out"]
     assert run_item.main([*words, "--", "false"]) == 1
     error = capsys.readouterr().err
     assert "status 1" in error
-    assert "./run.sh --size ci --stage 5 --stop_stage 5" in error
-    assert Path("w/resume.txt").read_text() == "./run.sh --size ci --stage 5 --stop_stage 5\n"
+    assert error.endswith(f"; to resume: {goes_on} --stage 5\n")
+    assert Path("w/resume.txt").read_text() == f"{goes_on} --stage 5\n"
 
 
 def test_failure_goes_on_without_emptying():

@@ -19,6 +19,8 @@ options of an item:
   --job "WORDS"          job command to run it with (Kaldi's contract: the log follows; for
                          others, {log} says where it belongs)
   --log FILE             log of the job command
+  --check "WORDS"        command that tells what is known to be wrong with the item; of a batch that
+                         is entered (--run_file) or listed, before anything runs
 
 options of a batch, for a run of several stages:
   --whole FILE           the items of all its stages: what it is going to make is kept from others,
@@ -27,8 +29,8 @@ options of a batch, for a run of several stages:
   --run_dir DIR          where other runs are looked for, for --status
   --before FILE          items that would run before these, for --list and --status
 
-The environment variable ADALTM_RESUME holds the command that ran the recipe; with the number of
-the stage it is written to ``resume.txt`` in the folder. In a terminal, a line below tells how far
+The environment variable ADALTM_RESUME holds the command that ran the recipe; with the stage to go
+on from it is written to ``resume.txt`` in the folder. In a terminal, a line below tells how far
 the running items are.
 
 Warned that its time is up (`espnet_adaltm.stopping`), it starts nothing more, and lets what runs
@@ -60,7 +62,7 @@ from espnet_adaltm.jobs import (
 )
 from espnet_adaltm.live import StatusLine
 from espnet_adaltm.locks import enter_run, holders, locked, myself, require_free
-from espnet_adaltm.plan import dry_run, plan
+from espnet_adaltm.plan import check, dry_run, plan
 from espnet_adaltm.stamps import Hashes, Verdict, begin, fail, finish, judge, refresh
 from espnet_adaltm.stopping import CONTINUE, WARNING, hearing, warn
 
@@ -200,8 +202,7 @@ def _typed(task: Task) -> str:
 
 
 def _resume_command(task: Task) -> str:
-    stage = f" --stage {task.number} --stop_stage {task.number}" if task.number else ""
-    return f"{os.environ.get('ADALTM_RESUME', '')}{stage}"
+    return task.resuming(os.environ.get("ADALTM_RESUME", ""))
 
 
 def rotate(log: Path) -> None:
@@ -294,10 +295,14 @@ def enter(tasks: Sequence[Task], options: Mapping[str, str]) -> Hashes:
         What was hashed to find out.
 
     Raises:
-        UserError: Another run makes some of it.
+        UserError: Another run makes some of it, or it is known that something of it cannot run.
     """
     hashes = Hashes()
     planned = plan(tasks, hashes)
+    check(planned)
+    problems = [entry for entry in planned if entry.problem]
+    if problems and problems[0].given:
+        raise UserError(f"{problems[0].task.title}: {problems[0].problem}")
     wanted = [entry.task for entry in planned if entry.run]
     if wanted:
         typed = os.environ.get("ADALTM_RESUME", "")
@@ -335,7 +340,9 @@ def _main(words: Sequence[str]) -> int:
     stages = options.get("stages", "").splitlines()
     before = read_batch(options["before"]) if options.get("before") else []
     if options.get("list") == "true":
-        print("\n".join(dry_run(tasks, stages, before)), flush=True)
+        planned = plan(tasks, Hashes(), before)
+        print("\n".join(dry_run(planned, stages, before)), flush=True)
+        check(planned)
         return 0
     if options.get("status") == "true":
         from espnet_adaltm.run_status import table

@@ -179,7 +179,7 @@ def test_a_failure_is_told_with_its_log(out):
     result = run(out)
     assert result.returncode == 1
     told = f"[2/4 two] {out}/2_1: make: failed with status 4; log: {out}/2_1/make.log; to resume: "
-    assert f"error: {told}{TYPED} --stage 2 --stop_stage 2\n" in result.stderr
+    assert f"error: {told}{TYPED} --stage 2\n" in result.stderr
     assert "it broke here" in result.stderr
     assert "Traceback" not in result.stderr
     before = contents(out)
@@ -189,7 +189,7 @@ def test_a_failure_is_told_with_its_log(out):
     assert (found["one"][0], found["two"][0], found["three"][0]) == ("done", "failed", "waiting")
     joined = " ".join(result.stdout.split())
     assert "failed with status 4" in joined
-    assert f"goes on with: {TYPED} --stage 2 --stop_stage 2 log: {out}/2_1/make.log" in joined
+    assert f"goes on with: {TYPED} --stage 2 log: {out}/2_1/make.log" in joined
     assert "| line one | it broke here" in joined
     assert contents(out) == before
     (out / "two.sh").write_text(COPY)
@@ -273,7 +273,7 @@ def test_an_interrupted_item_says_so(out, at_work):
     assert result.returncode == 3
     assert states(result.stdout)["two"] == ("interrupted", "0/1")
     joined = " ".join(result.stdout.split())
-    assert f"nobody is at it now; goes on with: {TYPED} --stage 2 --stop_stage 2" in joined
+    assert f"nobody is at it now; goes on with: {TYPED} --stage 2" in joined
 
 
 def test_a_clock_that_was_set_back_changes_nothing(out):
