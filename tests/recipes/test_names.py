@@ -33,10 +33,12 @@ def declared(tmp_path):
         path.write_text(RECORDER.format(python=sys.executable))
         path.chmod(0o755)
 
-    def items(*words: str) -> list[tuple[str, str, list[str]]]:
+    def items(*words: str, typed: str = "") -> list[tuple[str, str, list[str]]]:
         places = [f"--{name}dir={name}" for name in ("data", "dump", "exp")]
         given = ["./adaltm.sh", f"--python={tmp_path}/bin/python", *places, *words]
         environment = {name: v for name, v in os.environ.items() if name != "ADALTM_RESUME"}
+        if typed:
+            environment["ADALTM_RESUME"] = typed
         result = subprocess.run(given, cwd=DEMO, env=environment, capture_output=True, text=True)
         assert result.returncode == 0, result.stderr
         found = []
@@ -203,6 +205,21 @@ def test_merges_are_named_or_given_by_path(declared, tmp_path):
     result = subprocess.run(words, cwd=DEMO, capture_output=True, text=True)
     assert result.returncode == 1
     assert f"conf/merge/static.yaml and {tmp_path}/static.yaml have one name" in result.stderr
+
+
+def test_lists_that_nobody_typed_may_name_more_than_a_run_has(declared):
+    report = by_stage(declared("--merges", "static adaltm", "--seeds", "1"), "score")["exp/report"]
+    start = report.index("--compare") + 1
+    assert report[start : start + 2] == ["adaltm:static", "--recipe"]
+    words = ("--merges", "static", "--seeds", "1", "--compare", "adaltm:static static:asr_expert")
+    refused = subprocess.run(["./adaltm.sh", *words], cwd=DEMO, capture_output=True, text=True)
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert "--compare: this run has no 'adaltm'" in refused.stderr
+    # A run.sh has the list, the user typed the merges.
+    found = declared(*words, typed="./run.sh --merges static")
+    report = by_stage(found, "score")["exp/report"]
+    start = report.index("--compare") + 1
+    assert report[start : start + 2] == ["static:asr_expert", "--recipe"]
 
 
 def test_a_share_of_the_labels_is_for_what_learns_from_them(declared, tmp_path):

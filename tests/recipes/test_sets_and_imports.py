@@ -153,6 +153,18 @@ def test_msp_podcast_makes_the_papers_other_row(adaltm_calls):
     assert value(comparison, "--ood_results") == "./ood/results.json"
 
 
+def test_rows_of_the_other_run_may_be_compared():
+    """adaltm_ood is in the second run only, all else in the first."""
+    words = ["./run.sh", *MSP, "--ood_asr_expert", "someone/ctc", "--dry_run", "--baselines", ""]
+    pairs = "adaltm:ser_only adaltm_ood:asr_expert"
+    recipe = ROOT / "egs" / "msp_podcast" / "adaltm1"
+    for compare, message in ((pairs, ""), (f"{pairs} adaltm:odd", "this run has no 'odd'; it has")):
+        given = [*words, "--compare", compare, "--export_merges", "adaltm adaltm_ood"]
+        told = subprocess.run(given, cwd=recipe, capture_output=True, text=True)
+        assert (told.returncode == 0) is (message == ""), told.stderr
+        assert message in told.stderr
+
+
 def test_msp_podcast_says_what_it_lacks(adaltm_calls):
     assert "--msp_root is missing" in adaltm_calls("msp_podcast")[1].stderr
     assert "--msp_version is missing" in adaltm_calls("msp_podcast", *MSP[:2])[1].stderr

@@ -58,7 +58,7 @@ def test_accepted(words, values):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--foo", "1"], "unknown option --foo"),
+        (["--foo", "1"], "unknown option --foo (--help lists them)"),
         (["--stagee", "1"], "did you mean --stage?"),
         (["--stag=1"], "did you mean --stage?"),
         (["--force", "yes"], "--force is true or false, not 'yes'"),
@@ -88,6 +88,9 @@ def adaltm(
     return subprocess.run(
         [script, *words], cwd=cwd, env=environment, capture_output=True, text=True
     )
+
+
+ROWS = ("--merge_dir", "../../../conf/merge")
 
 
 def test_help_lists_every_option_and_stage():
@@ -123,6 +126,17 @@ def test_help_lists_every_option_and_stage():
         (["--expert_seed", "each", "--seeds", "0 1"], "each takes --seeds from 1 on, not '0 1'"),
         (["--expert_seed", "each", "--seeds", ""], "each takes --seeds from 1 on, not ''"),
         (["--connectivity", "yes"], "--connectivity is true or false, not 'yes'"),
+        (["--compare", "adaltm:ser_onlyy"], "--compare: this run has no 'ser_onlyy' (did you mean"),
+        (
+            ["--compare=my_row:adaltm"],
+            "--compare: this run has no 'my_row'; it has asr_expert",
+        ),
+        (["--compare", "adaltm"], "--compare: 'adaltm' is not first:second"),
+        (
+            ["--export-merges", "adalt"],
+            "--export_merges: this run has no 'adalt' (did you",
+        ),
+        (["--export_merges", "ser_expert"], "--export_merges: this run has no 'ser_expert'"),
     ],
 )
 def test_stage_and_values_refused(words, message):
@@ -143,7 +157,7 @@ def test_stage_and_values_refused(words, message):
 )
 def test_stages_selected(words, numbers, tmp_path):
     places = [f"--{name}dir={tmp_path}/{name}" for name in ("data", "dump", "exp")]
-    result = adaltm("--dry_run", "true", *places, *words)
+    result = adaltm("--dry_run", "true", *ROWS, *places, *words)
     assert result.returncode == 0, result.stderr
     found = [int(number) for number in re.findall(r"^\[(\d+)/12 ", result.stdout, re.MULTILINE)]
     assert sorted(set(found)) == numbers
@@ -153,7 +167,7 @@ def test_stages_selected(words, numbers, tmp_path):
 
 def test_missing_input_names_its_stage(tmp_path):
     places = [f"--{name}dir={tmp_path}/{name}" for name in ("data", "dump", "exp")]
-    result = adaltm("--stage", "3", *places)
+    result = adaltm("--stage", "3", *ROWS, *places)
     assert result.returncode == 1
     assert "run stage 2 (audio) first" in result.stderr
 
@@ -164,14 +178,74 @@ def test_run_script_passes_options_on(tmp_path):
     )
     assert result.returncode == 0, result.stderr
     assert f"[6/12 ser_expert] {tmp_path}/ser_expert_tiny_train_ser: train" in result.stdout
-    assert "--size full carries the evidence" in result.stdout
 
 
-@pytest.mark.parametrize("words", [["--size", "large"], ["--foo"], ["--stage", "99"]])
-def test_run_script_refuses(words):
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--size", "ci"], True),
+        (["--stage=1", "--stop_stage", "12"], True),
+        (["--size", "full"], False),
+        (["--stage", "5"], False),
+        (["--stop_stage", "score"], False),
+        (["--dry_run"], False),
+        (["--status"], False),
+    ],
+)
+def test_the_run_script_claims_what_it_has_done(tmp_path, words, told):
+    for name in ("utils", "run.sh"):
+        (tmp_path / name).symlink_to(DEMO / name)
+    stub = tmp_path / "adaltm.sh"  # all goes well
+    stub.write_text('#!/bin/sh\necho "$@"\n')
+    stub.chmod(0o755)
+    result = adaltm(*words, cwd=tmp_path, script="./run.sh")
+    assert result.returncode == 0, result.stderr
+    assert ("This run shows that everything works" in result.stdout) is told
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--size", "large"], ""),
+        (["--foo"], "unknown option --foo"),
+        (["--stage", "99"], ""),
+        (["--sizee", "ci"], "unknown option --sizee (did you mean --size?)"),
+        (["--label_share"], "--label_share needs a value"),
+        (["--baseline", "mtlser"], "unknown option --baseline (did you mean --baselines?)"),
+    ],
+)
+def test_run_script_refuses(words, message):
     result = adaltm(*words, script="./run.sh")
     assert result.returncode == 1
-    assert "error: " in result.stderr
+    assert f"error: {message}" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--merges", "static adaltmm"], "adaltmm.yaml does not exist (did you mean 'adaltm'?)"),
+        (["--merges", "static {}/odd.yaml"], "odd.yaml: granularity 'blok' is unknown: use global"),
+        (["--asr_config", "conf/ci/train_asrr.yaml"], "conf/ci/train_asrr.yaml does not exist"),
+    ],
+)
+def test_configurations_are_looked_at_before_anything_runs(tmp_path, words, message):
+    (tmp_path / "odd.yaml").write_text("granularity: blok\n")
+    places = [
+        f"--{name}={tmp_path}/{name}" for name in ("datadir", "dumpdir", "expdir", "audio_dir")
+    ]
+    words = [word.format(tmp_path) for word in words]
+    result = adaltm(*places, *words, script="./run.sh")
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr.count("error: ") == 1
+    assert message in result.stderr
+    made = {path.relative_to(tmp_path).parts[0] for path in tmp_path.rglob("*") if path.is_file()}
+    assert made == {"odd.yaml"}
+    foreseen = adaltm(*places, *words, "--dry_run", script="./run.sh")
+    assert "[1/12 data]" in foreseen.stdout
+    if "--merges" in words:
+        assert (foreseen.returncode, foreseen.stderr) == (1, result.stderr)
+    # Stages before merging do not ask for rows.
+    assert adaltm(*places, *words, "--stop_stage=4", "--dry_run", script="./run.sh").returncode == 0
 
 
 def test_names_depend_on_overrides_that_change_the_result(tmp_path):
@@ -259,6 +333,13 @@ def test_new_recipe(tmp_path):
     target = tmp_path / "my_corpus" / "adaltm1"
     subprocess.run([TEMPLATE / "setup.sh", target], check=True, capture_output=True)
     assert "12  export" in adaltm("--help", cwd=target).stdout
+    assert "--model" in adaltm("--help", cwd=target, script="./run.sh").stdout
+    words = ("--model", "wavlm_large", "--base", "me/large", "--dry_run", "--stage=base")
+    large = adaltm(*words, "--stop_stage=merge", cwd=target, script="./run.sh")
+    configs = set(re.findall(r"conf/\S+(?= does not exist)", large.stdout))
+    assert (large.returncode, configs) == (0, set()), large.stdout
+    wrong = adaltm(*words, "--model=huge", "--stop_stage=12", cwd=target, script="./run.sh")
+    assert f"{ROOT}/conf/huge/train_asr.yaml does not exist" in wrong.stdout
     result = adaltm("--stop_stage", "1", cwd=target, script="./run.sh")
     assert result.returncode == 1
     assert "write local/data.sh first" in result.stderr

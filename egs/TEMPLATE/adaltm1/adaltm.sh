@@ -157,6 +157,7 @@ export ADALTM_RESUME=${ADALTM_RESUME:-$(printf '%q ' "$0" "$@" | sed 's/ $//')}
 . utils/experts.sh
 . utils/baselines.sh
 . utils/imports.sh
+. utils/typed.sh
 
 # ------------------------------------------------------------------------ stages
 stage_data() {
@@ -247,9 +248,11 @@ stage_task_vectors() {
 }
 
 stage_merge() {
-    local name seed dir
+    local name seed dir rows=() check
     stage_jobs=${merge_jobs}
     fed_with ser_shape
+    for name in ${merges}; do rows+=("${merge_yaml[${name}]}"); done
+    check=$(printf '%q ' python -m espnet_adaltm.bin.check_merges "${rows[@]}")
     for name in ${merges}; do
         for seed in ${seeds}; do
             with_seed "${seed}"
@@ -258,7 +261,8 @@ stage_merge() {
             # ESPnet seeds an epoch with seed + epoch: neighbours would share their noise.
             training "$((1000 * seed))"
             # shellcheck disable=SC2046  # one input per word
-            item train "${dir}" --inputs "${merge_config}" "${merge_yaml[${name}]}" \
+            item train "${dir}" --check "${check}" \
+                --inputs "${merge_config}" "${merge_yaml[${name}]}" \
                 $(emotions) "${fed[@]}" "${label_names}@tokens" \
                 "${vectors}/asr.safetensors@task_vectors" \
                 "${vectors}/ser.safetensors@task_vectors" \
@@ -309,7 +313,7 @@ stage_decode() {
 stage_score() {
     local system name folder seed set known lines=
     local dumps=() inputs=() all=() compared=() references=() folders=()
-    known=" $(systems | xargs -n1 | sed 's/[:=].*//' | xargs) "
+    known=" $(system_names) "
     for set in ${test_sets}; do
         dumps+=("${dumpdir}/${set}")
         # shellcheck disable=SC2207  # one input per word

@@ -26,6 +26,7 @@ option dry_run false "only say what would be done, and why"
 option status false "only say how far everything is; exit status 0 if all is done, else 3"
 option python "" "Python interpreter or environment instead of that of tools/setup.sh"
 option results_dir . "where RESULTS.md, results.json, COMPARISON.md, submissions/ and plots/ go"
+option compare "adaltm:ser_only adaltm:static adaltm:global" "paired tests, first:second"
 option model wavlm_large "folder of ../../../conf with the training configurations"
 option base microsoft/wavlm-large "the base: a Hub id, a folder, a .pt file, tiny or random"
 
@@ -68,7 +69,8 @@ words=(
     --ser_config "${conf}/train_ser.yaml" --merge_config "${conf}/train_merge.yaml"
     --merge_dir ../../../conf/merge --baseline_conf "${conf}/baselines" --baselines mtlser
     --token_type unigram --n_tokens 500 --report_args "--audio none"
-    --expdir "${expdir}" --stop_stage "${stop_stage}" "${preset[@]}" "${rest[@]}"
+    --expdir "${expdir}" --stop_stage "${stop_stage}" --compare "${compare}"
+    "${preset[@]}" "${rest[@]}"
 )
 # shellcheck disable=SC2154
 if [ -n "${python}" ]; then export ADALTM_PYTHON=${python}; fi
@@ -81,10 +83,12 @@ fi
 . ./path.sh
 . utils/parts.sh
 # shellcheck disable=SC2154  # parts.sh sets it
-part ./adaltm.sh "${words[@]}" --results_dir "${results_dir}" "${asked[@]}"
+part env ADALTM_ELSEWHERE=adaltm_ood \
+    ./adaltm.sh "${words[@]}" --results_dir "${results_dir}" "${asked[@]}"
 # shellcheck disable=SC2154  # parts.sh sets it
 if "${asking}"; then echo "With the other ASR expert"; fi
-part ./adaltm.sh "${words[@]}" --results_dir "${results_dir}/ood" --asr_expert "${ood_asr_expert}" \
+part env ADALTM_ELSEWHERE="${compare//:/ }" \
+    ./adaltm.sh "${words[@]}" --results_dir "${results_dir}/ood" --asr_expert "${ood_asr_expert}" \
     --merges adaltm_ood --export_merges adaltm_ood --baselines "" --recipe "msp_podcast, other ASR" \
     "${asked[@]}"
 case "${stop_stage}" in

@@ -330,6 +330,11 @@ systems() {
     done
 }
 
+# system_names: their names, without seeds, in one line.
+system_names() {
+    systems | xargs -n1 | sed 's/[:=].*//' | uniq | xargs
+}
+
 # In for_experts, `seed` is set where every seed has its own.
 asr_system() {
     echo "asr_expert${seed:+:${seed}}=${asr_dir}"

@@ -9,7 +9,7 @@
 # nearest that does; so is one without a value and a boolean that is neither true nor false. Only the
 # `flags` may stand alone: --status is --status true.
 # `take_options` is the same for a script that passes what it does not know on to another one: it
-# collects that in the array `rest`.
+# collects that in the array `rest`, and the other one knows of its options when it refuses some.
 
 declare -a option_names=() rest=()
 flags=" status dry_run "
@@ -89,7 +89,7 @@ _parse() { # _parse UNKNOWN ARGUMENT..., UNKNOWN is refuse or keep
             set -- true "$@"
         fi
         if ! _is_option "${name}"; then
-            [ "${unknown}" = keep ] || die "unknown option --${name}$(_nearest "${name}")"
+            [ "${unknown}" = keep ] || die "unknown option --${name}$(_suggestion "${name}")"
             rest+=("${word}")
             # Its value must not be taken for an option of ours, whatever it looks like.
             if [[ "${word}" != *=* ]] && [ $# -gt 0 ]; then
@@ -115,6 +115,7 @@ parse_options() {
 }
 
 take_options() {
+    export ADALTM_OPTIONS="${option_names[*]}" # for the other one, to suggest
     _parse keep "$@"
 }
 
@@ -124,20 +125,30 @@ show_help() {
     print_options
 }
 
-_nearest() {
-    local name=$1 best='' least=4 other distance
-    for other in "${option_names[@]}"; do
-        distance=$(_distance "${name}" "${other}")
+# nearest WORD KNOWN...: the known word that is most like it; nothing if none is.
+nearest() {
+    local word=$1 best='' least=$((${#1} / 2 + 1)) other distance
+    shift
+    if [ "${least}" -gt 4 ]; then least=4; fi
+    for other in "$@"; do
+        distance=$(_distance "${word}" "${other}")
         if [ "${distance}" -lt "${least}" ]; then
             least=${distance}
             best=${other}
         fi
     done
     if [ -z "${best}" ]; then
-        for other in "${option_names[@]}"; do
-            if [[ "${other}" == *"${name}"* || "${name}" == *"${other}"* ]]; then best=${other}; fi
+        for other in "$@"; do
+            if [[ "${other}" == *"${word}"* || "${word}" == *"${other}"* ]]; then best=${other}; fi
         done
     fi
+    echo "${best}"
+}
+
+_suggestion() { # _suggestion NAME, which is no option
+    local best
+    # shellcheck disable=SC2086  # one option per word
+    best=$(nearest "$1" "${option_names[@]}" ${ADALTM_OPTIONS:-})
     if [ -n "${best}" ]; then
         echo " (did you mean --${best}?)"
     else
