@@ -41,17 +41,32 @@ EOF
 cat >"${target}/run.sh" <<'EOF'
 #!/usr/bin/env bash
 # CORPUS. Every option of adaltm.sh is accepted: ./run.sh --help lists them.
+#
+#   ./run.sh                                                              # the tiny base
+#   ./run.sh --base microsoft/wavlm-large --model wavlm_large --ngpu 1
 set -euo pipefail
+
+. utils/parse_options.sh
+option model tiny "folder of ${ADALTM_ROOT:-../../..}/conf with the training configurations"
+
+show_help() {
+    echo "Usage: $0 [--name value]..."
+    print_options
+    exec ./adaltm.sh --help
+}
+take_options "$@"
 
 ADALTM_RESUME=$(printf '%q ' ./run.sh "$@" | sed 's/ $//')
 export ADALTM_RESUME
 conf=${ADALTM_ROOT:-../../..}/conf
+# shellcheck disable=SC2154  # `option` assigns
+trainings=${conf}/${model}
 exec ./adaltm.sh \
     --train_set train --valid_set dev --test_sets test \
-    --base_config "${conf}/tiny/train_base.yaml" --asr_config "${conf}/tiny/train_asr.yaml" \
-    --ser_config "${conf}/tiny/train_ser.yaml" --merge_config "${conf}/tiny/train_merge.yaml" \
-    --merge_dir "${conf}/merge" --baseline_conf "${conf}/tiny/baselines" \
-    "$@"
+    --base_config "${trainings}/train_base.yaml" --asr_config "${trainings}/train_asr.yaml" \
+    --ser_config "${trainings}/train_ser.yaml" --merge_config "${trainings}/train_merge.yaml" \
+    --merge_dir "${conf}/merge" --baseline_conf "${trainings}/baselines" \
+    "${rest[@]}"
 EOF
 sed -i "s/^# CORPUS\./# ${corpus}./" "${target}/run.sh"
 if [ "${link}" = "${template}" ]; then

@@ -10,6 +10,10 @@ set -euo pipefail
 option size quick "ci, quick or full: which corpus and which training"
 option labelled_share "" "share of the training set with an emotion label (default: 0.5)"
 option audio_dir "" "folder of the wav files (data/<size>/audio unless given)"
+option stage data "first stage, number or name"
+option stop_stage export "last stage, number or name"
+option dry_run false "only say what would be done, and why"
+option status false "only say how far everything is; exit status 0 if all is done, else 3"
 
 show_help() {
     echo "Usage: $0 [--name value]..."
@@ -42,6 +46,7 @@ cores=$(env -u OMP_NUM_THREADS nproc)
         --merge_config "conf/${size}/train_merge.yaml" --merge_dir ../../../conf/merge \
         --baseline_conf "conf/${size}/baselines" \
         --token_type unigram --n_tokens 100 --merge_jobs "${cores}" --nj "${cores}" \
+        --stage "${stage}" --stop_stage "${stop_stage}" --dry_run "${dry_run}" --status "${status}" \
         "${preset[@]}" "${rest[@]}" &
     trap 'kill -TERM $! 2>/dev/null; wait $!; exit 143' INT TERM HUP
     trap 'again=true; kill -USR1 $! 2>/dev/null' USR1
@@ -52,7 +57,8 @@ cores=$(env -u OMP_NUM_THREADS nproc)
         wait $! || code=$?
     done
     if [ "${code}" -ne 0 ]; then exit "${code}"; fi
-    if [ "${size}" != full ]; then
+    if [[ "${size}" != full && "${stage}" =~ ^(data|1)$ && "${stop_stage}" =~ ^(export|12)$ ]] &&
+        ! "${dry_run}" && ! "${status}"; then
         echo "This run shows that everything works; ./run.sh --size full carries the evidence."
     fi
     exit
