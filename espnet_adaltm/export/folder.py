@@ -24,6 +24,7 @@ from espnet_adaltm.decoding.systems import SpeechSystem
 from espnet_adaltm.errors import UserError
 from espnet_adaltm.export.ctc_tokenizer import write_ctc_tokenizer
 from espnet_adaltm.files import atomic_open, read_json, require, write_json
+from espnet_adaltm.merging.folder import RECIPE
 from espnet_adaltm.models.ctc import BLANK, CTCHead
 from espnet_adaltm.models.emotion import ProjectorHead, build_head
 from espnet_adaltm.models.mtlser import MTLHead
@@ -78,6 +79,11 @@ def load_system_folder(folder: Path) -> nn.Module:
     Raises:
         UserError: Something is missing, damaged, or does not fit.
     """
+    if (folder / RECIPE).exists() and not (folder / DESCRIPTION).exists():
+        raise UserError(
+            f"{folder} is a merged encoder without an emotion head, as bin/merge.py writes it: "
+            "give an export, a SER expert or a merge that was trained, or train a head (--base)"
+        )
     path = require(folder / DESCRIPTION, "stage `export`")
     info = read_json(path)
     lacking = [key for key in ("format", "kind", "labels", "head") if key not in info]

@@ -236,6 +236,18 @@ def test_merge_is_the_module_of_the_pipeline(run, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_merged_encoder_is_told_to_have_no_head(run, tmp_path):
+    (tmp_path / "recipe.yaml").write_text(
+        "method: task_arithmetic\nweights: {asr: 0.5, ser: 0.5}\n"
+    )
+    words = ["--base", "base", "--experts", "asr=asr", "ser=ser", "--out", tmp_path / "merged"]
+    assert run("merge", "--config", tmp_path / "recipe.yaml", *words)[0] == 0
+    status, out, err = run("predict", "-m", tmp_path / "merged", "a.wav")
+    assert (status, out) == (1, "")
+    assert f"{tmp_path}/merged is a merged encoder without an emotion head" in err
+    assert "run stage" not in err
+
+
 def test_export_writes_everything_and_uploads_nothing(run, scene, tmp_path, monkeypatch):
     import huggingface_hub
 

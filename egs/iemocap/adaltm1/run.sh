@@ -8,7 +8,8 @@
 #
 # The audio is formatted once; then every fold is a run of adaltm.sh of its own, in data/fold1,
 # dump/fold1 and exp/fold1. With cmd_backend=slurm the folds are one array job. Type the same again
-# to go on. Without the corpus: python -m espnet_adaltm.bin.make_miniature iemocap --out miniature
+# to go on. Without the corpus:
+# . ./path.sh; python -m espnet_adaltm.bin.make_miniature iemocap --out miniature
 set -euo pipefail
 
 . utils/parse_options.sh

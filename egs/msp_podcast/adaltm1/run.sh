@@ -6,7 +6,7 @@
 #   ./run.sh --ood_asr_expert patrickvonplaten/wavlm-libri-clean-100h-large  # one row more
 #   ./run.sh --help                          # every option of adaltm.sh is accepted as well
 #
-# Without the corpus: python -m espnet_adaltm.bin.make_miniature msp_podcast --out miniature
+# Without the corpus: . ./path.sh; python -m espnet_adaltm.bin.make_miniature msp_podcast --out miniature
 set -euo pipefail
 
 . utils/parse_options.sh
