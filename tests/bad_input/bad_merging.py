@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from espnet_adaltm.files import read_json, write_json
 
-MERGE, VECTORS, TRAIN = programs("merge", "task_vectors", "train_merge")
+MERGE, VECTORS, TRAIN, CHECK = programs("merge", "task_vectors", "train_merge", "check_merges")
 State = dict[str, torch.Tensor]
 
 
@@ -172,5 +172,10 @@ ROWS = [
         "merge_shape/coefficients.json", "(2, 3)",
     ),
     MERGE("one side only", f"{BOTH} --base base --experts asr=asr --out m", "ser"),
+    CHECK("a row that is missing", "recipes/lern.yaml", "recipes/lern.yaml does not exist",
+          "did you mean 'learn'"),
+    CHECK("a row with an unknown key", "recipes/learn_key.yaml", "recipes/learn_key.yaml",
+          "'granularity'"),
+    CHECK("a row of another name", "recipes/learn.yaml", "recipes/learn.yaml", "'adaltm'"),
     MERGE("an empty set", f"{BOTH} --base base --out m", "given are none"),
 ]  # fmt: skip
