@@ -202,7 +202,7 @@ def write_report(args: argparse.Namespace, config: Ablations, outcomes: dict[str
         config,
         outcomes,
         args.recipe or Path.cwd().parent.name,
-        [typed],
+        [". ./path.sh", typed],
         facts,
         pictures,
         args.out_dir,

@@ -11,11 +11,10 @@ from espnet_adaltm.backbone.encoder import MODELS
 from espnet_adaltm.errors import UserError
 from espnet_adaltm.files import Pathlike, atomic_dir, read_json, write_json, write_text
 from espnet_adaltm.merging.offline import output_specs
-from espnet_adaltm.merging.places import RECIPE, check_folder
+from espnet_adaltm.merging.places import CONFIG, COPIED, RECIPE, check_folder
 from espnet_adaltm.merging.plan import MergePlan
 from espnet_adaltm.merging.task_vector import is_task_vector
 
-_COPIED = ("preprocessor_config.json",)
 _ROOM = 1.05  # for what else is written
 
 
@@ -73,6 +72,7 @@ def check_output(plan: MergePlan, out: Path, vectors: Path | None = None) -> Non
         needed[vectors] = 4 * sum(sizes) * len(plan.sources)
     for source in (plan.base, *plan.sources):
         where = Path(source.source if source is plan.base else source.where)
+        # `places` looks at what was named; the files behind it may be links.
         if any(folder.resolve() in where.resolve().parents for folder in needed):
             raise UserError(f"{where} lies in the folder to write: give another one")
     place = next(parent for parent in out.absolute().parents if parent.exists())
@@ -106,8 +106,8 @@ def merged_folder(
     """
     with atomic_dir(out) as folder:
         if config:
-            write_json(folder / "config.json", _described(config, plan))
-        for name in _COPIED:
+            write_json(folder / CONFIG, _described(config, plan))
+        for name in COPIED:
             if (Path(base) / name).is_file():
                 # Not copied: behind a link there could be anything, and this folder may be shown.
                 write_json(folder / name, read_json(Path(base) / name))

@@ -13,6 +13,8 @@ from espnet_adaltm.errors import UserError
 WEIGHTS = "model.safetensors"
 RECIPE = "merge_recipe.yaml"
 REPORT = "merge_report.txt"
+CONFIG = "config.json"
+COPIED = ("preprocessor_config.json",)
 _IN = "lies in"
 _TASK = re.compile(r"\w[\w.-]*")
 
@@ -69,7 +71,7 @@ def check_new_name(file: Path) -> None:
     Raises:
         UserError: The message names it.
     """
-    if file.name in (WEIGHTS, RECIPE, REPORT, "config.json"):
+    if file.name in (WEIGHTS, RECIPE, REPORT, CONFIG, *COPIED):
         raise UserError(f"{file} is a file of the merge itself: give another name")
 
 

@@ -17,11 +17,9 @@ from espnet_adaltm.merging.task_vector import (
     check_finite,
     check_pair,
     difference,
-    is_task_vector,
     specs_of,
 )
 from espnet_adaltm.merging.tensor_file import Spec
-from espnet_adaltm.merging.weight_files import weight_files
 from espnet_adaltm.merging.weights import Source, Weights, open_weights
 
 
@@ -68,9 +66,8 @@ def open_expert(base: Weights, expert: Source, *, any_names: bool = False) -> It
         any_names: As `open_weights`.
 
     Raises:
-        UserError: Tensors that do not fit the base's, or a task vector.
+        UserError: As `open_weights`, or tensors that do not fit the base's.
     """
-    _check_no_vector(expert)
     with open_weights(expert, any_names=any_names) as new:
         names = check_pair(base, new)
 
@@ -87,16 +84,6 @@ def open_expert(base: Weights, expert: Source, *, any_names: bool = False) -> It
             left_out=new.left_out,
             stored=new.stored,
         )
-
-
-def _check_no_vector(expert: Source) -> None:
-    """Refuse a task vector, from which the base would be subtracted once more."""
-    for path in () if isinstance(expert, Mapping) else weight_files(expert):
-        if is_task_vector(path):
-            raise UserError(
-                f"{path} is a task vector, not an expert: give it with --vectors, or give the "
-                "fine-tuned encoder"
-            )
 
 
 def _base_of_expert(expert: Source) -> str:

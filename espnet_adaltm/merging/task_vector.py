@@ -25,7 +25,6 @@ from espnet_adaltm.merging.differences import (
 from espnet_adaltm.merging.groups import map_group, map_groups
 from espnet_adaltm.merging.tensor_file import Spec, TensorFile, write_tensor_file
 from espnet_adaltm.merging.vector_metadata import (
-    FORMAT,
     block_map,
     described_map,
     file_metadata,
@@ -34,7 +33,7 @@ from espnet_adaltm.merging.vector_metadata import (
     without_expert,
 )
 from espnet_adaltm.merging.weight_files import identity
-from espnet_adaltm.merging.weights import Source, open_weights
+from espnet_adaltm.merging.weights import FORMAT, Source, open_weights
 
 
 class LazyTensors(Mapping[str, Tensor]):

@@ -11,9 +11,8 @@ from espnet_adaltm.backbone.blocks import BlockMap
 from espnet_adaltm.files import Pathlike, read_json, taken_apart
 from espnet_adaltm.merging.tensor_file import Spec
 from espnet_adaltm.merging.weight_files import identity
-from espnet_adaltm.merging.weights import Source
+from espnet_adaltm.merging.weights import FORMAT, Source
 
-FORMAT = "task_vector"
 # What holds for every vector of one base, whatever was done with its differences.
 _OF_BASE = ("norm_first", "blocks")
 

@@ -19,6 +19,8 @@ from espnet_adaltm.files import Pathlike
 from espnet_adaltm.merging.tensor_file import Spec, TensorFile
 from espnet_adaltm.merging.weight_files import weight_files
 
+# What marks the file of a task vector, in its metadata.
+FORMAT = "task_vector"
 POS_CONV = "encoder.pos_conv_embed.conv"
 POS_WEIGHT = f"{POS_CONV}.weight"
 _BODY = re.compile(r"^(feature_extractor|feature_projection|encoder)\.|^masked_spec_embed$")
@@ -102,8 +104,9 @@ def open_weights(source: Source, *, any_names: bool = False) -> Iterator[Weights
         any_names: Take every tensor under its own key, of whatever network; nothing is a head.
 
     Raises:
-        UserError: Unreadable file, a key that is neither the encoder's nor a known head's, two keys
-            of one tensor, or a state dictionary that holds something else than tensors.
+        UserError: Unreadable file, the file of a task vector, a key that is neither the encoder's
+            nor a known head's, two keys of one tensor, or a state dictionary that holds something
+            else than tensors.
     """
     if isinstance(source, Mapping):
         yield _weights(_of_state(source), any_names)
@@ -111,6 +114,12 @@ def open_weights(source: Source, *, any_names: bool = False) -> Iterator[Weights
     paths = weight_files(source)
     with ExitStack() as stack:
         files = [stack.enter_context(TensorFile(path)) for path in paths]
+        for file, path in zip(files, paths):
+            if FORMAT in file.metadata:  # the base would be subtracted once more
+                raise UserError(
+                    f"{path} is a task vector, not a checkpoint: give it as a vector (--vectors), "
+                    "or give the fine-tuned encoder"
+                )
         yield _weights(_of_files(files), any_names)
 
 

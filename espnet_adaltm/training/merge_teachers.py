@@ -21,7 +21,7 @@ from espnet_adaltm.files import require, sha256_file
 from espnet_adaltm.merging.config import MergeConfig
 from espnet_adaltm.merging.objectives import SUPERVISED_CTC, SUPERVISED_DISTILL
 from espnet_adaltm.merging.tensor_file import TensorFile
-from espnet_adaltm.merging.vector_metadata import FORMAT
+from espnet_adaltm.merging.weights import FORMAT
 from espnet_adaltm.training.export import HEAD
 from espnet_adaltm.training.merge_model import Teacher
 from espnet_adaltm.training.task import require_labels

@@ -346,6 +346,11 @@ def occupied(folder):
         (None, ("--save_vectors", "asr"), "--save_vectors asr is the same as --experts asr asr"),
         (None, ("--mergekit_yaml", "out/a/mk.yaml"), "out/a/mk.yaml lies in --out out"),
         (None, ("--mergekit_yaml", "out/config.json"), "is a file of the merge itself"),
+        (
+            None,
+            ("--mergekit_yaml", "out/preprocessor_config.json"),
+            "is a file of the merge itself",
+        ),
         (None, ("--mergekit_yaml", "row.yaml"), "is the same as --config row.yaml"),
         (None, ("--mergekit_yaml", "ser/expert.safetensors"), "lies in --experts ser ser"),
         (None, ("--mergekit_yaml", "base"), "base is a folder: give a file"),

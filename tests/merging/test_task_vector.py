@@ -117,6 +117,16 @@ def test_extraction_gives_the_same_bytes_as_in_memory(files, tmp_path, dtype, th
     assert (tmp_path / "one").read_bytes() == outs["asr"].read_bytes()
 
 
+def test_a_vector_is_no_checkpoint(files, tmp_path):
+    base, expert, _ = files
+    TaskVector.from_checkpoints(base, expert).save(tmp_path / "tau.safetensors")
+    with pytest.raises(UserError, match="tau.safetensors is a task vector, not a checkpoint"):
+        TaskVector.from_checkpoints(base, tmp_path / "tau.safetensors")
+    with pytest.raises(UserError, match="tau.safetensors is a task vector, not a checkpoint"):
+        extract_vectors(tmp_path / "tau.safetensors", {"asr": expert}, {"asr": tmp_path / "v"})
+    assert not (tmp_path / "v").exists()
+
+
 def test_extraction_leaves_nothing_behind_when_it_fails(files, tmp_path):
     before = sorted(tmp_path.iterdir())
     outs = {"asr": tmp_path / "out" / "asr", "ser": tmp_path / "out" / "ser"}

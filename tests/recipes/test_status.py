@@ -274,6 +274,7 @@ def test_an_interrupted_item_says_so(out, at_work):
     assert states(result.stdout)["two"] == ("interrupted", "0/1")
     joined = " ".join(result.stdout.split())
     assert f"nobody is at it now; goes on with: {TYPED} --stage 2" in joined
+    assert "--stop_stage" not in joined
 
 
 def test_a_clock_that_was_set_back_changes_nothing(out):

@@ -118,6 +118,7 @@ def test_every_point_is_run_and_reported(recipe, capsys):
     )
     for expected in (
         "# Ablations of demo",
+        "```sh\n. ./path.sh\npython -m espnet_adaltm.bin.ablations",
         "python -m espnet_adaltm.bin.ablations --config ablations.yaml -- /path/to/python",
         " run.py --size ci\n```",
         "## At a glance\n",
