@@ -4,7 +4,6 @@ Without PyTorch: hashing gigabytes can begin while it is imported.
 """
 
 import hashlib
-import os
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -15,6 +14,7 @@ from espnet_adaltm.errors import UserError
 from espnet_adaltm.files import Pathlike, read_json, sha256_file
 
 _INDEX = ".index.json"
+_MOST_THREADS = 8
 _FOLDER_FILES = ("expert.safetensors", "model.safetensors", f"model.safetensors{_INDEX}")
 
 
@@ -71,9 +71,11 @@ class Identities:
     """
 
     def __init__(self, paths: Iterable[Pathlike]) -> None:
-        self._pool = ThreadPoolExecutor(len(os.sched_getaffinity(0)))
+        sources = list(paths)
+        # One for each, not for each processor: what comes last would be hashed alone.
+        self._pool = ThreadPoolExecutor(min(len(sources), _MOST_THREADS) or 1)
         self._begun: dict[str, Future[str]] = {
-            str(path): self._pool.submit(identity, path) for path in paths
+            str(path): self._pool.submit(identity, path) for path in sources
         }
 
     def __call__(self, source: Pathlike | Mapping[str, Any]) -> str:
