@@ -15,9 +15,11 @@ from espnet_adaltm.scoring.tables import TITLES
 
 DIRECTIONS = {"macro_f1": "up is better", "wer": "down is better"}
 PANELS = tuple(DIRECTIONS)
-VARIED = "as varied"
+VARIED = "row of the point"
 _LINE = 0.24  # inches of the overview, per row
 _FAR = 3.0
+_LEEWAY = 1.5  # what lies so little beyond is not cut off
+_WIDE = 20.0  # ratio of the largest WER to the least from which on its axis is logarithmic
 _STEP = 0.4  # half of a reference's, where points are names one apart
 
 
@@ -132,12 +134,13 @@ def difference_limits(tests: Sequence[PairedTest]) -> tuple[float, float]:
     """Ends of an axis in points of percent: what lies far off must not make the rest one dot.
 
     Args:
-        tests: At least one; the axis reaches to `_FAR` times the third quartile of the distances.
+        tests: At least one; the axis has room for what is no farther than `_LEEWAY` times `_FAR`
+            times the third quartile of the distances.
     """
     ends = 100 * np.array([[test.low, test.high] for test in tests])
-    far = _FAR * np.quantile(np.abs(ends).max(1), 0.75)
-    low, high = max(ends[:, 0].min(), -far), min(ends[:, 1].max(), far)
-    low, high = min(low, 0.0), max(high, 0.0)
+    distances = np.abs(ends).max(1)
+    near = ends[distances <= _LEEWAY * _FAR * np.quantile(distances, 0.75)]
+    low, high = min(near[:, 0].min(), 0.0), max(near[:, 1].max(), 0.0)
     air = 0.05 * (high - low or 1.0)
     return low - air, high + air
 
@@ -242,6 +245,10 @@ def axis_plot(
             panel.set_xscale("log")
         for line in lines:
             _draw(panel, line, looks[line.name], ordered=axis.scale != "names")
+        if metric == "wer" and is_wide(lines):
+            panel.set_yscale("log")
+            panel.yaxis.get_major_locator().set_params(subs=(1, 2, 5))
+            panel.yaxis.set_major_formatter("{x:g}")
         panel.set_xticks(places, [point.name for point in axis.points], rotation=_slant(axis))
         panel.minorticks_off()
         panel.set(xlabel=axis.label, ylabel=f"{TITLES[metric]} (%), {DIRECTIONS[metric]}")
@@ -256,6 +263,12 @@ def axis_plot(
     )
     figure.suptitle(f"{axis.title} ({part})")
     return save(figure, path)
+
+
+def is_wide(lines: Sequence[Line]) -> bool:
+    """Whether values lie so far apart that on a linear axis the small ones are one dot."""
+    means = np.concatenate([line.values[:, 0] for line in lines])
+    return bool(means.min() > 0 and means.max() > _WIDE * means.min())
 
 
 def line_looks(names: Sequence[str], references: Sequence[str]) -> dict[str, tuple[str, str, bool]]:

@@ -27,7 +27,8 @@ over training seeds. The differences are of macro-F1, in points of percent with 
 row minus a reference of its own run (trained with the same options), on the same resamples. Stars:
 two-sided bootstrap p below 0.05 (\\*), 0.01 (\\*\\*), 0.001 (\\*\\*\\*) after Holm's correction
 over all tests of macro-F1 in the table; before it, p is at least {least:.2g}. In italics: the
-references, where a run has others than the runs above it."""
+references, where a run has others than the runs above it. Every table draws its own resamples: of
+one run, two tables may tell intervals that differ by 0.1."""
 BY_SPEAKER = """"p (by speaker)", where a run has it, resamples speakers with all their
 utterances."""
 WARNING = """All points are compared on the test set: the best of many is flattered by chance. What

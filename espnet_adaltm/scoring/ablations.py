@@ -273,6 +273,8 @@ def point_command(
 
 
 def same_command(first: Sequence[str], second: Sequence[str]) -> bool:
-    """Whether two commands compute the same, wherever and however fast."""
-    ignored = IRRELEVANT | _UNIMPORTANT
+    """Whether two commands compute the same, wherever the corpus lies, and however fast."""
+    words = [word.partition("=")[0] for word in (*first, *second)]
+    roots = {word[2:] for word in words if word.startswith("--") and word.endswith("_root")}
+    ignored = IRRELEVANT | _UNIMPORTANT | roots
     return split_options(first, ignored)[0] == split_options(second, ignored)[0]

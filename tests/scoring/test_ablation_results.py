@@ -121,7 +121,7 @@ def test_points_resampled_differently_are_not_put_into_one_table():
 def test_lines_of_the_plot():
     axis, outcomes, references = scene()
     varied, ser = ablation_plot.axis_lines(axis, outcomes, references[:1], "test", "macro_f1")
-    assert (varied.name, varied.is_reference) == ("as varied", False)
+    assert (varied.name, varied.is_reference) == (ablation_plot.VARIED, False)
     assert varied.places.tolist() == [0.01, 0.1]
     np.testing.assert_allclose(varied.values, [[0.52, 0.49, 0.55], [0.60, 0.57, 0.63]])
     assert (ser.name, ser.is_reference) == ("ser_only", True)
@@ -156,7 +156,7 @@ def test_references_are_steps_where_points_are_names():
 
 def test_a_reference_looks_the_same_on_all_axes():
     references = ("ser_only", "rows/static.yaml")
-    usual = ablation_plot.line_looks(["as varied", "ser_only", "static"], references)
+    usual = ablation_plot.line_looks([ablation_plot.VARIED, "ser_only", "static"], references)
     several = ablation_plot.line_looks(["static", "plus", "more", "ser_only"], references)
     alone = ablation_plot.line_looks(["static", "ser_only"], references)
     for looks in (several, alone):
@@ -214,6 +214,15 @@ def test_the_overview_has_every_row_once_under_its_axis():
     assert ablation_plot.overview_entries(config, by_key, "other") == []
 
 
+@pytest.mark.parametrize(("far", "wide"), [(0.61, True), (0.59, False)])
+def test_words_far_apart_are_drawn_on_a_logarithmic_axis(far, wide):
+    lines = [
+        ablation_plot.Line("a", False, np.array([1.0]), np.array([[0.03, 0.02, 0.04]])),
+        ablation_plot.Line("b", True, np.array([1.0]), np.array([[far, far, far]])),
+    ]
+    assert ablation_plot.is_wide(lines) is wide
+
+
 def test_no_overview_of_nothing(tmp_path):
     axis, outcomes, references = scene()
     config = abl.Ablations(references, (abl.Axis(*["x"] * 4, "names", axis.points[2:]),))
@@ -231,7 +240,10 @@ def test_limits_of_the_overview_leave_out_what_is_far_off():
     # all of it, -3 to 3 points, and a twentieth of air
     assert ablation_plot.difference_limits(near) == pytest.approx((-3.3, 3.3))
     low, high = ablation_plot.difference_limits([*near, test_of(-0.5)])
-    assert high == pytest.approx(3.0 + 0.05 * 12)
-    assert low == pytest.approx(-9.0 - 0.05 * 12)  # 3 times the third quartile of 1 2 3 3 51
+    assert (low, high) == pytest.approx((-3.3, 3.3))
+    # Up to 1.5 times 3 times the third quartile (of 1 2 3 3 13, here) there is room.
+    low, high = ablation_plot.difference_limits([*near, test_of(-0.12)])
+    assert (low, high) == pytest.approx((-13.8, 3.8))
+    assert ablation_plot.difference_limits([*near, test_of(-0.126)])[0] == pytest.approx(-3.3)
     # Zero is shown where all are on one side of it.
     assert ablation_plot.difference_limits([test_of(0.03)])[0] == pytest.approx(-0.2)

@@ -50,6 +50,9 @@ def test_commands_that_compute_the_same():
     command = ["./run.sh", "--ngpu", "1", "--seeds", "1 2", "--stage=merge"]
     assert abl.same_command(command, ["./run.sh", "--merge_jobs", "4", "--seeds", "1 2"])
     assert not abl.same_command(command, ["./run.sh", "--seeds", "1 3"])
+    here, there = ("./run.sh", "--nemo_root", "/here"), ("./run.sh", "--nemo_root=/there")
+    assert abl.same_command(here, there)
+    assert not abl.same_command(here, [*there, "--seeds", "1 3"])
 
 
 @pytest.mark.parametrize(
