@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 from torch.utils.checkpoint import checkpoint
 
 from espnet_adaltm.backbone import ops, products
 from espnet_adaltm.backbone.attention import attention
 from espnet_adaltm.backbone.geometry import CnnGeometry, conv_length
+from espnet_adaltm.backbone.parametrized import make_plain
 from espnet_adaltm.errors import UserError
 from espnet_adaltm.text import some
 
@@ -93,9 +93,7 @@ class SpeechEncoder(nn.Module):
                 "layerdrop %g of the configuration is not used (set to 0)", config.layerdrop
             )
             config.layerdrop = 0.0
-        conv = body.encoder.pos_conv_embed.conv
-        if parametrize.is_parametrized(conv):
-            parametrize.remove_parametrizations(conv, "weight")
+        make_plain(body.encoder.pos_conv_embed.conv)
         # used only by masked prediction; an unused trainable parameter stops data-parallel training
         self.train_mask_embedding(False)
         self.train(body.training)

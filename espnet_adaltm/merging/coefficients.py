@@ -1,7 +1,7 @@
 """How much of each task vector is added at each depth: the lambdas."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -40,7 +40,9 @@ class Coefficients(nn.Module):
         trainable: False keeps lambda where it is.
 
     Attributes:
-        raw: The stored values r, float32 parameter, shape [K, G].
+        raw: The stored values r, parameter of shape [K, G]; float32, or float64 after `double`.
+            It stays so in a model of lower precision, where the paper's steps of 1e-4 would be
+            rounded away.
 
     Raises:
         UserError: Unknown option, or a first value that the constraint cannot take.
@@ -82,6 +84,16 @@ class Coefficients(nn.Module):
             return self.raw.softmax(0)
         return self.raw
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Coefficients":
+        before, gradient = self.raw.data, self.raw.grad
+        super()._apply(fn, recurse)
+        if self.raw.dtype.itemsize < torch.float32.itemsize:
+            self.raw.grad = None
+            self.raw.data = before.to(self.raw.device, torch.float32)
+            if gradient is not None:
+                self.raw.grad = gradient.to(self.raw.device, torch.float32)
+        return self
+
     def table(self) -> list[list[float]]:
         """Return lambda as plain numbers, [K][G], for ``coefficients.json``."""
         return self().detach().cpu().tolist()
@@ -106,15 +118,16 @@ class Coefficients(nn.Module):
                 f"coefficients of {len(table)} tasks and {sorted(widths)} groups: expected "
                 f"{len(self.tasks)} ({', '.join(self.tasks)}) and {len(self.groups)}"
             )
+        inside = _INSIDE.get(self.constraint, {})
+        columns = []
         for column, group in enumerate(self.groups):
-            values = initial_values(self.tasks, {t: r[column] for t, r in zip(self.tasks, table)})
-            inside = _INSIDE.get(self.constraint, {})
-            values = [inside.get(value, value) for value in values]
+            given = {task: row[column] for task, row in zip(self.tasks, table)}
             try:
-                start = _inverse(self.constraint, self.tasks, values)
+                values = [inside.get(v, v) for v in initial_values(self.tasks, given)]
+                columns.append(_inverse(self.constraint, self.tasks, values))
             except UserError as error:
                 raise UserError(f"group {group}: {error}") from error
-            self.raw[:, column] = self.raw.new_tensor(start)
+        self.raw.copy_(self.raw.new_tensor(columns).T)
 
     def parameter_group(self, learning_rate: float) -> dict[str, Any]:
         """Options for an optimiser: a rate of their own, and no pull towards the base.

@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
-from torch.nn.utils import parametrize
 
 from espnet_adaltm.backbone.blocks import BlockMap, common_name
+from espnet_adaltm.backbone.parametrized import make_plain
 from espnet_adaltm.errors import UserError
 from espnet_adaltm.merging.buffers import Buffers
 from espnet_adaltm.merging.coefficients import Coefficients
@@ -32,6 +32,7 @@ from espnet_adaltm.merging.task_vector import (
     check_compatible,
     specs_of,
 )
+from espnet_adaltm.merging.weights import NORM_SPELLINGS, POS_WEIGHT, factored_weight
 
 
 class MergedEncoder(nn.Module):
@@ -47,7 +48,8 @@ class MergedEncoder(nn.Module):
 
     Args:
         encoder: The base; taken over: its parameters stop requiring gradients, and weight-normed
-            layers get their effective weight (merging its two factors is another merge).
+            layers get their effective weight (merging its two factors is another merge). It must
+            not checkpoint its layers: Hugging Face's flag is refused, other ways are not seen.
         vectors: Task to vector; at least the tasks of ``coefficients``. A tied weight may have its
             differences under each of its names; those of buffers are left out.
         coefficients: Their groups must be this encoder's (`coefficients_for` makes such).
@@ -108,6 +110,7 @@ class MergedEncoder(nn.Module):
         self._memory = Buffers()
         self._parts_left = 0
         self._held_under: Tensor | None = None
+        self._calling = False
         self.train(self.training)
 
     @property
@@ -124,11 +127,6 @@ class MergedEncoder(nn.Module):
     def hidden_size(self) -> int:
         """Features per frame, D."""
         return self._encoder.hidden_size
-
-    @property
-    def num_base_parameters(self) -> int:
-        """Scalars of the frozen base, for reports of the trainable share."""
-        return sum(parameter.numel() for parameter in self._encoder.parameters())
 
     def frame_lengths(self, lengths: Tensor) -> Tensor:
         """Frames that the encoder makes of ``lengths`` samples, shape [B]."""
@@ -178,10 +176,12 @@ class MergedEncoder(nn.Module):
 
     def _call(self, session: MergeSession, args: tuple, kwargs: dict[str, Any]) -> Any:
         names = {id(session.base[name]): name for name in self._piece_of}
+        self._calling = True
         try:
             with substituted(self._encoder, names, session.tensor):
                 return self._encoder(*args, **kwargs)
         finally:
+            self._calling = False
             session.close()
 
     @contextmanager
@@ -221,8 +221,9 @@ class MergedEncoder(nn.Module):
             return
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             return
-        values = Root.apply(self.coefficients(), self._pieces)
-        values.backward(torch.zeros_like(values))
+        with torch.enable_grad():
+            values = Root.apply(self.coefficients(), self._pieces)
+            values.backward(torch.zeros_like(values))
 
     def _check_held(self, values: Tensor, hold: bool) -> None:
         if self._held_under is not None and not torch.equal(values, self._held_under):
@@ -236,23 +237,44 @@ class MergedEncoder(nn.Module):
         """Return the merged weights of the tensors that a task moves, by name.
 
         Ordinary tensors of their own, even under ``torch.inference_mode``.
+
+        Raises:
+            UserError: Coefficients that are not finite.
+            RuntimeError: Called from within a forward pass, where the weights are merged already.
         """
+        if self._calling:
+            raise RuntimeError("merge() and bake() cannot be called from within a forward pass")
+        if not self.coefficients().isfinite().all():
+            raise UserError("the coefficients are not finite: their training has diverged")
         with torch.inference_mode(False), torch.no_grad():
             base = self._parameters_by_name()
             session = MergeSession(self._piece_of, base, self.coefficients(), Buffers())
             return {name: session.tensor(name) for name in self._piece_of}
 
-    def bake(self) -> dict[str, Tensor]:
+    def bake(self, *, factored: bool = False) -> dict[str, Tensor]:
         """Return all weights after merging, for ``load_encoder_state`` or ``load_state_dict``.
 
-        Copies, on the encoder's device, under the encoder's own names (Hugging Face's in a
-        `SpeechEncoder`).
+        Copies, on the encoder's device, under the names that the encoder has now (Hugging Face's in
+        a `SpeechEncoder`): the positional convolution is one weight.
+
+            plain = WavLMModel(base.config)
+            plain.load_state_dict(merged.bake(factored=True))
+            plain.save_pretrained("merged")
+
+        Args:
+            factored: Give that weight as the two factors of its weight norm, as models of
+                `transformers` hold it when they are made or read. Their product is the same, bit
+                for bit.
+
+        Raises:
+            UserError: As `merge`.
         """
         state = getattr(self._encoder, "encoder_state", self._encoder.state_dict)()
         merged = self.merge()
         first = self._first_names()
         names = {name: first.get(self._name(name)) for name in state}
-        return {name: merged.get(names[name], value).clone() for name, value in state.items()}
+        baked = {name: merged.get(names[name], value).clone() for name, value in state.items()}
+        return _factored(baked) if factored else baked
 
     def _name(self, path: str) -> str:
         return path if self._own_names else common_name(path)
@@ -282,7 +304,8 @@ def coefficients_for(
         encoder: The base.
         tasks: Names of the task vectors.
         granularity: ``global``, ``block``, ``module`` or ``tensor``.
-        blocks: As for `MergedEncoder`.
+        blocks: As for `MergedEncoder`. Without a map, weight-normed layers of ``encoder`` get their
+            effective weight, as `MergedEncoder` would give them.
         options: ``init``, ``constraint``, ``trainable`` of `Coefficients`.
     """
     if blocks is None:
@@ -299,9 +322,19 @@ def _blocks(encoder: nn.Module) -> BlockMap:
 
 def _use_effective_weights(encoder: nn.Module) -> None:
     for part in list(encoder.modules()):
-        if parametrize.is_parametrized(part):
-            for name in list(part.parametrizations):
-                parametrize.remove_parametrizations(part, name)
+        make_plain(part)
+
+
+def _factored(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    found: dict[str, Tensor] = {}
+    for name, value in state.items():
+        if common_name(name) != POS_WEIGHT:
+            found[name] = value
+            continue
+        prefix = name.removesuffix(POS_WEIGHT)
+        for key, factor in zip(NORM_SPELLINGS[0], factored_weight(value.cpu())):
+            found[f"{prefix}{key}"] = factor.to(value.device, copy=True)
+    return found
 
 
 def _choose(vectors: Mapping[str, TaskVector], tasks: Iterable[str]) -> dict[str, TaskVector]:

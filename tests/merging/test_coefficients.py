@@ -141,13 +141,37 @@ def test_a_saturated_table_can_be_filled_in(constraint, raw, value, tolerance):
     [
         ([[0.5] * 3], "coefficients of 1 tasks and .3. groups: expected 2 .asr, ser. and 3"),
         ([[0.5] * 3, [0.5] * 2], r"groups: expected 2"),
-        ([[0.5] * 3, [0.5, math.nan, 0.5]], "not finite"),
+        ([[0.5] * 3, [0.5, math.nan, 0.5]], "group block1: init nan is not finite"),
         ([[0.5] * 3, [0.5, 0.5, 1.5]], "group block2: init 1.5 of ser cannot be reached"),
     ],
 )
 def test_a_table_that_does_not_fit_is_refused(table, message):
     with pytest.raises(UserError, match=message):
         Coefficients(TASKS, GROUPS, constraint="sigmoid").fill(table)
+
+
+def test_a_refused_table_changes_nothing():
+    coefficients = Coefficients(TASKS, GROUPS, init=0.25)
+    with pytest.raises(UserError, match="not finite"):
+        coefficients.fill([[0.1, 0.2, math.nan], [0.3, 0.4, 0.5]])
+    assert coefficients.table() == [[0.25] * 3] * 2
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_paper_s_steps_are_not_lost_in_low_precision(dtype):
+    module = torch.nn.ModuleDict(
+        {"lambda": Coefficients(TASKS, GROUPS), "head": torch.nn.Linear(2, 2)}
+    )
+    raw = module["lambda"].raw
+    raw.grad = torch.full_like(raw, 0.3)
+    module.to(dtype)
+    assert (raw.dtype, raw.grad.dtype) == (torch.float32, torch.float32)
+    assert module["head"].weight.dtype == dtype
+    with torch.no_grad():
+        raw.sub_(1e-4)
+    assert module["lambda"].table() == [[pytest.approx(0.4999, abs=1e-7)] * 3] * 2
+    assert module.double()["lambda"].raw.dtype == torch.float64
+    assert module.float()["lambda"].raw.dtype == torch.float32
 
 
 def test_a_rate_of_their_own_and_no_decay():

@@ -285,6 +285,16 @@ def test_fewer_micro_batches_than_said_are_not_lost():
     torch.testing.assert_close(model.coefficients.raw.grad, wanted, rtol=1e-4, atol=1e-4)
 
 
+def test_what_is_held_is_projected_without_gradients_around_it():
+    model = merged()
+    readout(model(*batch())).backward()
+    wanted = model.coefficients.raw.grad.clone()
+    model.zero_grad()
+    with torch.no_grad(), model.accumulating(3), torch.enable_grad():
+        readout(model(*batch())).backward()
+    torch.testing.assert_close(model.coefficients.raw.grad, wanted, rtol=1e-4, atol=1e-4)
+
+
 def test_what_only_an_earlier_micro_batch_reads_is_projected_with_the_last():
     model = merged()
     features, frames = model.encoder.cnn(*batch())

@@ -79,6 +79,13 @@ def oracle(module, blocks, taus, coefficients, names=lambda path: path):
     return lambda *args, **kwargs: functional_call(module, state, args, kwargs)
 
 
+def merged_network():
+    base = network()
+    blocks = BlockMap.by_pattern(dict(base.named_parameters()), PATTERN)
+    coefficients = coefficients_for(base, ["asr"], blocks=blocks)
+    return MergedEncoder(base, differences(base, blocks, ["asr"]), coefficients, blocks=blocks)
+
+
 @pytest.mark.parametrize("count", [1, 2, 3])
 @pytest.mark.parametrize("granularity", GRANULARITIES)
 @pytest.mark.parametrize("constraint", CONSTRAINTS)
@@ -135,6 +142,64 @@ def test_hugging_face_models_as_they_are(family, large):
     with torch.no_grad():
         baked = body(speech).last_hidden_state
     torch.testing.assert_close(baked, expected.last_hidden_state, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("head", [False, True])
+def test_what_is_baked_fits_a_model_of_transformers_and_its_files(family, head, tmp_path):
+    import transformers
+
+    name = {"wavlm": "WavLM", "hubert": "Hubert", "wav2vec2": "Wav2Vec2"}[family]
+    kind = getattr(transformers, f"{name}{'ForCTC' if head else 'Model'}")
+    torch.manual_seed(0)
+    base = kind(small_config(family, large=True, vocab_size=7)).eval()
+    plain = kind(base.config)
+    body = getattr(base, family) if head else base
+    coefficients = coefficients_for(base, ["asr"])
+    names = {common_name(path) for path, _ in body.named_parameters()}
+    model = MergedEncoder(base, differences(body, names, ["asr"]), coefficients)
+    speech, _ = clips(400, 400)
+    with torch.no_grad():
+        expected = model(speech)[0]
+    plain.load_state_dict(model.bake(factored=True))
+    plain.save_pretrained(tmp_path)
+    read = kind.from_pretrained(tmp_path).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(plain.eval()(speech)[0], expected, rtol=1e-5, atol=1e-5)
+        assert torch.equal(read(speech)[0], plain(speech)[0])
+
+
+def test_a_copy_of_the_base_outlives_its_weight_norm():
+    base = small_body(small_config("wavlm", large=True))
+    speech, _ = clips(400, 400)
+    copied = copy.deepcopy(base)
+    with torch.no_grad():
+        expected = base(speech).last_hidden_state
+        coefficients_for(base, ["asr"])
+        assert torch.equal(copied(speech).last_hidden_state, expected)
+        torch.testing.assert_close(base(speech).last_hidden_state, expected, rtol=0, atol=0)
+    assert any(parametrize.is_parametrized(part) for part in copied.modules())
+    assert not any(parametrize.is_parametrized(part) for part in base.modules())
+
+
+def test_merging_within_a_forward_pass_is_refused():
+    model = merged_network()
+    before = model.merge()
+    hook = model.encoder.layers[1].norm.register_forward_hook(lambda *_: model.merge())
+    with pytest.raises(RuntimeError, match="within a forward pass"):
+        model(torch.ones(2, 6, dtype=torch.float64))
+    hook.remove()
+    model(torch.ones(2, 6, dtype=torch.float64))
+    after = model.merge()
+    assert all(torch.equal(after[name], before[name]) for name in before)
+
+
+def test_coefficients_that_are_not_finite_are_not_baked():
+    model = merged_network()
+    with torch.no_grad():
+        model.coefficients.raw[0, 0] = float("nan")
+    with pytest.raises(UserError, match="coefficients are not finite"):
+        model.bake()
 
 
 def test_a_model_with_a_head_is_merged_below_it():
