@@ -43,6 +43,27 @@ def test_what_is_wrong_is_told(tmp_path, capsys, name, text, message):
     assert message in said
 
 
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ('objective: "supervised_ctc"', "objective: supervised_ctc"),
+        ('"objective": supervised_ctc', "objective: supervised_ctc"),
+        ("{objective: supervised_ctc}", "objective: supervised_ctc"),
+        ("init: 0.5\robjective: supervised_distill\r", "objective: supervised_distill"),
+        ("learn_on:  held_out", "learn_on: held_out"),
+        ('learn_on: "held_out"', "learn_on: held_out"),
+    ],
+)
+def test_what_the_pipeline_would_not_see_is_refused(tmp_path, capsys, text, line):
+    path = tmp_path / "row.yaml"
+    path.write_text(text)
+    with pytest.raises(SystemExit):
+        check_merges.main([str(path)])
+    assert f"{path}: write '{line}' on a line of its own, without" in capsys.readouterr().err
+    path.write_bytes(f"init: 0.5\r\n{line}  # ours\r\n".encode())
+    check_merges.main([str(path)])
+
+
 def test_names_need_no_torch(tmp_path):
     """It is what goes wrong most, and answered at once."""
     code = (

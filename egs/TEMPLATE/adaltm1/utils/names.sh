@@ -279,6 +279,7 @@ emotions() {
 
 # merge_needs YAML: what this merge takes beyond the others, as options in `needed_words` and as inputs
 # in `needed`: the ASR expert where words are an objective, speech to adapt to (of the first test set).
+# Python would take seconds to read it; bin/check_merges.py refuses what is not seen here.
 merge_needs() {
     local text set=${test_sets%% *}
     needed_words=("${share_words[@]}")
