@@ -207,6 +207,22 @@ def test_merges_are_named_or_given_by_path(declared, tmp_path):
     assert f"conf/merge/static.yaml and {tmp_path}/static.yaml have one name" in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("option", "given", "twice"),
+    [
+        ("merges", "adaltm static adaltm", "adaltm"),
+        ("merges", "static conf/merge/static.yaml", "static"),
+        ("seeds", "1 2 1", "1"),
+        ("baselines", "mtlser mtlser", "mtlser"),
+    ],
+)
+def test_no_system_is_there_twice(option, given, twice):
+    words = ["./adaltm.sh", f"--{option}", given, "--merge_dir", "conf/merge", "--dry_run"]
+    result = subprocess.run(words, cwd=DEMO, capture_output=True, text=True)
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr == f"error: --{option}: '{twice}' is given twice\n"
+
+
 def test_lists_that_nobody_typed_may_name_more_than_a_run_has(declared):
     report = by_stage(declared("--merges", "static adaltm", "--seeds", "1"), "score")["exp/report"]
     start = report.index("--compare") + 1

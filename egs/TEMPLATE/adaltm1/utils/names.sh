@@ -81,6 +81,13 @@ report_dir=${expdir}/report$(tag "$(changed results_dir)")
 feats_tag=
 if [ "${feats_type}" = raw ]; then feats_tag=_raw; fi
 
+# refuse_twice OPTION WORD...: of one system twice, only scoring would tell.
+refuse_twice() {
+    local twice
+    twice=$(printf '%s\n' "${@:2}" | awk 'seen[$0]++ && !told++')
+    [ -z "${twice}" ] || die "--$1: '${twice}' is given twice"
+}
+
 # Merges by name: where the YAML of each lies.
 declare -A merge_yaml=()
 merge_paths=${merges}
@@ -95,6 +102,12 @@ for name in ${merge_paths}; do
     merges+="${merges:+ }${name}"
 done
 unset merge_paths path
+# shellcheck disable=SC2086  # one name per word
+{
+    refuse_twice merges ${merges}
+    refuse_twice seeds ${seeds}
+    refuse_twice baselines ${baselines}
+}
 
 # With --label_share, SER expert and merges take these utterances of the training set.
 share_words=()
