@@ -9,7 +9,7 @@ import logging
 import shlex
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from espnet_adaltm.bin import cli
@@ -30,7 +30,12 @@ from espnet_adaltm.scoring.ablation_results import (
     record_environment,
     set_names,
 )
-from espnet_adaltm.scoring.ablations import Ablations, Point, load_ablations, point_command
+from espnet_adaltm.scoring.ablations import (
+    Ablations,
+    changed_row,
+    load_ablations,
+    point_command,
+)
 from espnet_adaltm.scoring.environment import environment
 
 LOG = "run.log"
@@ -86,6 +91,7 @@ def get_parser() -> argparse.ArgumentParser:
 def _main(args: argparse.Namespace) -> None:
     config = load_ablations(args.config)
     chosen = config.select(args.axes, args.points)
+    rows = {point.key: config.hashes_of(point) for point in config.points}
     commands = {
         point.key: point_command(
             args.command, config.references, point, args.results_dir / point.key
@@ -100,14 +106,19 @@ def _main(args: argparse.Namespace) -> None:
     failed = []
     for number, point in enumerate([] if args.report_only else chosen, start=1):
         where = f"[{number}/{len(chosen)} {point.key}]"
-        if run_point(point, commands[point.key], args.results_dir / point.key, where) != 0:
+        folder = args.results_dir / point.key
+        if run_point(commands[point.key], folder, rows[point.key], where) != 0:
             failed.append(point.key)
     outcomes = {
-        point.key: read_outcome(point, commands[point.key], args.results_dir / point.key)
+        point.key: read_outcome(
+            point, commands[point.key], args.results_dir / point.key, rows[point.key]
+        )
         for point in config.points
     }
     for key, outcome in recorded.items():
-        if outcomes[key].state:
+        # A record that does not tell its rows may be of those that the run had, not of today's.
+        changed = changed_row(outcomes[key].row_hashes, rows[key]) is not None
+        if outcomes[key].state and (outcome.row_hashes or not changed):
             outcomes[key] = outcome
     write_report(args, config, outcomes)
     if failed:
@@ -130,13 +141,13 @@ def _shared_command(args: argparse.Namespace) -> list[str]:
     return shlex.split(without_places(shlex.join(args.command)))
 
 
-def run_point(point: Point, command: Sequence[str], folder: Path, where: str) -> int:
+def run_point(command: Sequence[str], folder: Path, rows: Mapping[str, str], where: str) -> int:
     """Run the recipe for one point, with a log, and record how it ended.
 
     Args:
-        point: The point.
         command: Program and arguments.
         folder: For log and record; a record of an earlier run is removed first.
+        rows: From `Ablations.hashes_of`, for the record.
         where: What messages begin with.
 
     Returns:
@@ -172,7 +183,8 @@ def run_point(point: Point, command: Sequence[str], folder: Path, where: str) ->
         code = 1
     if code == 0:
         record_environment(folder, facts)
-    write_json(folder / RECORD, {"command": list(command), "code": code})
+    record = {"command": list(command), "code": code, "row_hashes": dict(rows)}
+    write_json(folder / RECORD, record)
     seconds = time.monotonic() - start
     print(f"{where} {'done' if code == 0 else f'failed ({code})'} in {seconds:.0f} s", flush=True)
     if code != 0:

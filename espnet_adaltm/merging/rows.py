@@ -1,5 +1,7 @@
 """Rows of merging as a recipe takes them, by the file that holds each."""
 
+import hashlib
+import json
 from pathlib import Path
 
 from espnet_adaltm.errors import UserError
@@ -34,3 +36,10 @@ def read_row(path: Pathlike) -> MergeConfig:
                 "spaces: adaltm.sh looks for that line"
             )
     return config
+
+
+def row_hash(config: MergeConfig) -> str:
+    """SHA-256 of what a row says beyond the defaults: an option that is new changes no old hash."""
+    plain = MergeConfig(config.name).to_dict()
+    said = {key: value for key, value in config.to_dict().items() if value != plain[key]}
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()

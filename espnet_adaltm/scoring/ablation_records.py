@@ -12,7 +12,14 @@ from typing import Any
 from espnet_adaltm.errors import UserError
 from espnet_adaltm.files import Pathlike, read_json
 from espnet_adaltm.scoring.ablation_results import DONE, Outcome
-from espnet_adaltm.scoring.ablations import EXPERTS, Ablations, Point, row_name, same_command
+from espnet_adaltm.scoring.ablations import (
+    EXPERTS,
+    Ablations,
+    Point,
+    changed_row,
+    row_name,
+    same_command,
+)
 from espnet_adaltm.scoring.set_scores import ALL
 
 
@@ -20,6 +27,8 @@ def read_records(
     path: Pathlike, config: Ablations, command: Sequence[str] | None = None
 ) -> dict[str, Outcome]:
     """Read the points that a configuration still has, with the same rows and options.
+
+    Where nobody recorded what the YAML of a row said, it is taken for what it says now.
 
     Args:
         path: An ``ablations.json``. Comparisons with experts may be missing in it.
@@ -40,7 +49,9 @@ def read_records(
         if theirs != ours:
             raise UserError(f"{path} compares with {theirs}, the configuration with {ours}")
         known = {
-            point.key: _outcome(found, point) for point in config.points if _is_there(found, point)
+            point.key: _outcome(found, point)
+            for point in config.points
+            if _is_there(found, point, config.hashes_of(point))
         }
         if known and command is not None and not same_command(found["command"], command):
             raise UserError(
@@ -57,9 +68,11 @@ def _merges(references: Iterable[str]) -> list[str]:
     return [name for name in references if name not in EXPERTS]
 
 
-def _is_there(found: Mapping[str, Any], point: Point) -> bool:
+def _is_there(found: Mapping[str, Any], point: Point, rows: Mapping[str, str]) -> bool:
     record = found["axes"].get(point.axis, {"points": {}})["points"].get(point.name)
-    return record is not None and (record["state"], record["rows"], record["options"]) == (
+    if record is None or changed_row(record.get("row_hashes", {}), rows) is not None:
+        return False
+    return (record["state"], record["rows"], record["options"]) == (
         DONE,
         list(point.row_names),
         dict(point.options),
@@ -67,8 +80,9 @@ def _is_there(found: Mapping[str, Any], point: Point) -> bool:
 
 
 def _outcome(found: Mapping[str, Any], point: Point) -> Outcome:
-    environment = found["axes"][point.axis]["points"][point.name].get("environment", {})
-    return Outcome(point, "", _result(found, point), dict(environment))
+    record = found["axes"][point.axis]["points"][point.name]
+    made, rows = (dict(record.get(key, {})) for key in ("environment", "row_hashes"))
+    return Outcome(point, "", _result(found, point), made, rows)
 
 
 def _result(found: Mapping[str, Any], point: Point) -> dict[str, Any]:

@@ -9,7 +9,14 @@ from typing import Any
 from espnet_adaltm.errors import UserError
 from espnet_adaltm.files import read_json, sha256_file, write_json
 from espnet_adaltm.scoring import tables
-from espnet_adaltm.scoring.ablations import Ablations, Axis, Point, row_name, same_command
+from espnet_adaltm.scoring.ablations import (
+    Ablations,
+    Axis,
+    Point,
+    changed_row,
+    row_name,
+    same_command,
+)
 from espnet_adaltm.scoring.document import TESTS
 from espnet_adaltm.scoring.paired import PairedTest, stars
 from espnet_adaltm.scoring.set_scores import ALL
@@ -52,12 +59,14 @@ class Outcome:
         state: Empty if ``result`` may be used, else why not.
         result: The run's ``results.json``.
         environment: From `environment.environment`, when it was run; empty if nobody recorded it.
+        row_hashes: From `Ablations.hashes_of`, when it was run; empty if nobody recorded them.
     """
 
     point: Point
     state: str
     result: Mapping[str, Any]
     environment: Mapping[str, str] = field(default_factory=dict)
+    row_hashes: Mapping[str, str] = field(default_factory=dict)
 
     def names(self, references: Sequence[str]) -> list[str]:
         """Systems of the rows, then of those references that are no rows here."""
@@ -73,28 +82,39 @@ class Outcome:
         return len(self.result["systems"][name]["seeds"])
 
 
-def read_outcome(point: Point, command: Sequence[str], folder: Path) -> Outcome:
+def read_outcome(
+    point: Point, command: Sequence[str], folder: Path, rows: Mapping[str, str]
+) -> Outcome:
     """Read what is known about a point.
+
+    Args:
+        point: The point.
+        command: That would run it.
+        folder: Of its run.
+        rows: From `Ablations.hashes_of`, as the rows are now.
 
     Raises:
         UserError: The run ended well, but its ``results.json`` is damaged or lacks a row.
     """
 
     def unusable(state: str) -> Outcome:
-        return Outcome(point, state, {})
+        return Outcome(point, state, {}, row_hashes=recorded)
 
-    if not (folder / RECORD).exists():
+    record = read_json(folder / RECORD) if (folder / RECORD).exists() else {}
+    recorded = record.get("row_hashes", {})
+    if not record:
         return unusable(NOT_RUN)
-    record = read_json(folder / RECORD)
     if not same_command(record["command"], command):
         return unusable("run with other options")
+    if (row := changed_row(recorded, rows)) is not None:
+        return unusable(f"its row {row} has changed since: run it again")
     if record["code"] != 0:
         return unusable(f"failed with status {record['code']}")
     result = read_json(folder / RESULTS)
     missing = [name for name in point.row_names if name not in result.get("systems", {})]
     if missing:
         raise UserError(f"{folder / RESULTS} has no system {missing[0]!r}: run {point.key} again")
-    return Outcome(point, "", result, _environment(folder))
+    return Outcome(point, "", result, _environment(folder), recorded)
 
 
 def record_environment(folder: Path, facts: Mapping[str, str]) -> None:
@@ -257,6 +277,8 @@ def _point_json(
         for name in outcome.names(references)
         if name in outcome.result["systems"]
     }
+    if outcome.row_hashes:
+        described["row_hashes"] = dict(outcome.row_hashes)
     return {**described, "environment": dict(outcome.environment), "systems": systems}
 
 

@@ -26,7 +26,7 @@ every expert; the stages of the recipe skip what is done.
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -104,15 +104,27 @@ class Axis:
 
 @dataclass(frozen=True)
 class Ablations:
-    """A whole configuration."""
+    """A whole configuration.
+
+    Attributes:
+        references: Merges and experts that every run has.
+        axes: In the order of the document.
+        row_hashes: Name to what its YAML says, as a hash, of rows that are given by path.
+    """
 
     references: tuple[str, ...]
     axes: tuple[Axis, ...]
+    row_hashes: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def points(self) -> list[Point]:
         """All of them, axis by axis."""
         return [point for axis in self.axes for point in axis.points]
+
+    def hashes_of(self, point: Point) -> dict[str, str]:
+        """Those of `row_hashes` that a point's run has, references included."""
+        names = map(row_name, [*self.references, *point.rows])
+        return {name: self.row_hashes[name] for name in names if name in self.row_hashes}
 
     def select(self, axes: Sequence[str], points: Sequence[str]) -> list[Point]:
         """The points of ``axes`` and those called ``axis/name``; all of them if none is named.
@@ -136,11 +148,13 @@ class Ablations:
 
 
 def load_ablations(path: Pathlike) -> Ablations:
-    """Read a configuration; the paths of rows are relative to the current folder.
+    """Read a configuration and the rows that it gives by path, relative to the current folder.
+
+    Rows that are names belong to the recipe, which looks for them when it runs.
 
     Raises:
-        UserError: An unknown key or value, a missing row, or two rows of one name; the message
-            names the file and the point.
+        UserError: An unknown key or value, here or in the YAML of a row, a row's YAML that is
+            missing, or two rows of one name; the message names the file, and what of it.
     """
     try:
         return _parse(load_yaml(path))
@@ -155,9 +169,9 @@ def _parse(content: Mapping[str, Any]) -> Ablations:
     options = _options(content.get("options"), "options")
     found = tuple(_axis(name, _mapping(given, name), options) for name, given in axes.items())
     references = _words(content.get("references", []), "references")
-    config = Ablations(references, found)
-    _check_rows([*references, *[row for point in config.points for row in point.rows]])
-    return config
+    rows = [*references, *[row for axis in found for point in axis.points for row in point.rows]]
+    _check_rows(rows)
+    return Ablations(references, found, _row_hashes(rows))
 
 
 def _axis(name: str, given: Mapping[str, Any], options: Mapping[str, str]) -> Axis:
@@ -178,9 +192,10 @@ def _axis(name: str, given: Mapping[str, Any], options: Mapping[str, str]) -> Ax
             raise UserError(f"{point.key} has {len(point.rows)} rows, its axis {points[0].rows}")
         if scale != "names" and not _is_on(scale, point.name):
             raise UserError(f"{point.key} is no number for the scale {scale}")
-    title = given.get("title", name.replace("_", " "))
-    about = " ".join(given.get("about", "").split())
-    return Axis(name, title, about, given.get("label", title), scale, points)
+    texts = {key: _text(given.get(key), f"{name}: {key}") for key in ("title", "about", "label")}
+    title = texts["title"] or name.replace("_", " ")
+    about = " ".join(texts["about"].split())
+    return Axis(name, title, about, texts["label"] or title, scale, points)
 
 
 def _is_on(scale: str, text: str) -> bool:
@@ -214,6 +229,12 @@ def _mapping(value: Any, where: str) -> Mapping[str, Any]:
     return value
 
 
+def _text(value: Any, where: str) -> str:
+    if not isinstance(value, str | None):
+        raise UserError(f"{where} must be text, found {value!r}")
+    return value or ""
+
+
 def _words(value: Any, where: str) -> tuple[str, ...]:
     if not isinstance(value, list) or not all(isinstance(word, str) and word for word in value):
         raise UserError(f"{where}: rows must be a list such as [adaltm], found {value!r}")
@@ -241,6 +262,20 @@ def _check_rows(rows: Iterable[str]) -> None:
             raise UserError(f"the row {row} does not exist (paths are relative to {Path.cwd()})")
         if known.setdefault(row_name(row), row) != row:
             raise UserError(f"the rows {known[row_name(row)]} and {row} have one name: rename one")
+
+
+def _row_hashes(rows: Iterable[str]) -> dict[str, str]:
+    paths = dict.fromkeys(row for row in rows if row.endswith(".yaml"))
+    if not paths:
+        return {}
+    from espnet_adaltm.merging.rows import read_row, row_hash  # imports torch: seconds
+
+    return {row_name(path): row_hash(read_row(path)) for path in paths}
+
+
+def changed_row(recorded: Mapping[str, str], now: Mapping[str, str]) -> str | None:
+    """The first row that said something else when it was recorded; of others nothing is known."""
+    return next((name for name in now if recorded.get(name, now[name]) != now[name]), None)
 
 
 def point_command(

@@ -76,6 +76,59 @@ def test_recorded_points_stand_in_for_runs_that_are_gone(recipe, capsys, monkeyp
     assert "0 of 4 points" in capsys.readouterr().out
 
 
+ENTROPY = "objective: entropy\nhead_init: ser_expert\ntrain_head: false\n"
+CHANGED = "Not in the tables:\n\n- `0.1`: its row fast has changed since: run it again"
+
+
+def test_points_of_rows_that_say_something_else_by_now_are_left_out(recipe, capsys):
+    run("--axes", "rate")
+    row, record = recipe / "rows/fast.yaml", recipe / "exp/ablations/rate/0.1/point.json"
+    # What is said otherwise is said still.
+    row.write_text("# Ours.\nname: fast\ntrainable: true\ncoef_lr: 0.1\n")
+    assert run("--report_only") == 0
+    assert "2 of 4 points" in capsys.readouterr().out
+    # Neither the run nor its record, whether that tells what the row was or not, is of this row.
+    told = read_json(recipe / "ablations.json")
+    silent = read_json(recipe / "ablations.json")
+    del silent["axes"]["rate"]["points"]["0.1"]["row_hashes"]
+    row.write_text(ENTROPY)
+    for found in (told, silent):
+        write_json(recipe / "ablations.json", found)
+        assert run("--axes", "size") == 0
+        assert "3 of 4 points" in capsys.readouterr().out
+        assert CHANGED in (recipe / "ABLATIONS.md").read_text()
+    assert run("--points", "rate/0.1") == 0
+    assert "4 of 4 points" in capsys.readouterr().out
+    # The same holds where only the record is left; one that does not tell counts as it is.
+    shutil.move(recipe / "exp", recipe / "gone")
+    row.write_text("coef_lr: 0.1\n")
+    write_json(recipe / "before.json", silent)
+    for count, recorded in ((3, "ablations.json"), (2, "before.json")):
+        assert run("--report_only", "--recorded", recorded) == 0
+        assert f"{count} of 4 points" in capsys.readouterr().out
+    # A record of the row as it is replaces a run of another one.
+    shutil.move(recipe / "gone", recipe / "exp")
+    write_json(recipe / "before.json", told)
+    assert run("--report_only", "--recorded", "before.json") == 0
+    assert "4 of 4 points" in capsys.readouterr().out
+    # Runs of the time before rows were recorded.
+    write_json(record, {"command": read_json(record)["command"], "code": 0})
+    assert run("--report_only", "--recorded", "none") == 0
+    assert "4 of 4 points" in capsys.readouterr().out
+    assert "row_hashes" not in read_json(recipe / "ablations.json")["axes"]["rate"]["points"]["0.1"]
+
+
+def test_references_of_a_run_are_rows_too(recipe):
+    (recipe / "rows/even.yaml").write_text("init: 0.5\n")
+    (recipe / "ablations.yaml").write_text(CONFIG.replace("static]", "rows/even.yaml]"))
+    run("--axes", "rate")
+    (recipe / "rows/even.yaml").write_text("init: 0.3\n")
+    assert run("--report_only") == 0
+    text = (recipe / "ABLATIONS.md").read_text()
+    assert "- `0.01`: its row even has changed since" in text
+    assert "- `0.1`: its row even has changed since" in text
+
+
 def test_points_of_another_command_are_neither_mixed_in_nor_lost(recipe, capsys):
     run()
     whole = (recipe / "ablations.json").read_bytes()

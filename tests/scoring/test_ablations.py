@@ -82,6 +82,9 @@ def test_unknown_selection_is_refused(recipe):
     [
         ("axes:", "axis:", "unknown key 'axis'.*did you mean 'axes'"),
         ("about:", "abut:", "rate: unknown key 'abut'"),
+        ("about: Of lambda.", "about: 3", "rate: about must be text, found 3"),
+        ("about: Of lambda.", "about: [Of, lambda]", "rate: about must be text, found .'Of'"),
+        ("label: rate", "label: 0.1", "rate: label must be text, found 0.1"),
         ("0.1: {rows:", "0.1: {row:", "rate/0.1: unknown key 'row'"),
         ("scale: log", "scale: cubic", "rate: scale 'cubic' is unknown: use names, linear, log"),
         ("0.01: {}", "0: {}", "rate/0 is no number for the scale log"),
@@ -102,6 +105,33 @@ def test_mistakes_in_a_configuration(recipe, old, new, message):
     Path("ablations.yaml").write_text(CONFIG.replace(old, new))
     with pytest.raises(UserError, match=rf"ablations.yaml:(\d+:)? .*{message}"):
         abl.load_ablations("ablations.yaml")
+
+
+@pytest.mark.parametrize("key", ["title", "about", "label"])
+def test_empty_texts_are_as_good_as_none(recipe, key):
+    text = "".join(line for line in CONFIG.splitlines(True) if f"    {key}: " not in line)
+    Path("ablations.yaml").write_text(text)
+    without = abl.load_ablations("ablations.yaml")
+    Path("ablations.yaml").write_text(text.replace("  rate:\n", f"  rate:\n    {key}:\n"))
+    assert abl.load_ablations("ablations.yaml") == without
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ("nonsense: 1", "options: unknown key 'nonsense'"),
+        ("granularity: blok", "granularity 'blok' is unknown"),
+        ("name: slow", "name is 'slow', but a row is called after its file"),
+        ("learn_on: 'held_out'", "write 'learn_on: held_out' on a line of its own"),
+    ],
+)
+def test_rows_are_read_before_anything_is_run(recipe, capsys, row, message):
+    Path("rows/fast.yaml").write_text(row)
+    assert run() == 1
+    captured = capsys.readouterr()
+    assert f"ablations.yaml: rows/fast.yaml: {message}" in captured.err
+    assert captured.out == ""
+    assert not Path("exp").exists()
 
 
 # ------------------------------------------------------------------------------ the program
