@@ -12,6 +12,7 @@ from espnet_adaltm.scoring.curves import RATES
 from espnet_adaltm.scoring.set_scores import System
 
 HISTORY = "history.json"
+MERGE = "merge.json"
 PRETRAINING = "pre-training"
 # Systems that these describe have a loss of another kind than the merges.
 OTHER_LOSS = ("expert.json", "baseline.json")
@@ -30,8 +31,11 @@ def learned_coefficients(system: System) -> list[dict[str, Any]]:
     Raises:
         UserError: The seeds have different tasks or groups.
     """
-    tables = [read_json(path) for path in files(system, "coefficients.json")]
-    tables = [table for table in tables if _learned(table)]
+    tables = [
+        table
+        for path in files(system, "coefficients.json")
+        if _learned(path.parent, table := read_json(path))
+    ]
     if any((t["tasks"], t["groups"]) != (tables[0]["tasks"], tables[0]["groups"]) for t in tables):
         raise UserError(
             f"the seeds of {system.name} have different tasks or groups: train them again"
@@ -39,7 +43,12 @@ def learned_coefficients(system: System) -> list[dict[str, Any]]:
     return tables
 
 
-def _learned(table: Mapping[str, Any]) -> bool:
+def _learned(folder: Path, table: Mapping[str, Any]) -> bool:
+    """What the row says; without it, whether coefficients moved or differ from group to group."""
+    path = folder / MERGE
+    options = read_json(path).get("options", {}) if path.exists() else {}
+    if "trainable" in options:
+        return options["trainable"] and bool(table["tasks"])
     epochs, final = (np.array(table.get(key, []), dtype=float) for key in ("epochs", "final"))
     moved = epochs.size > 0 and float(np.ptp(epochs, axis=0).max()) > _MOVED
     return moved or (final.size > 0 and float(np.ptp(final, axis=-1).max()) > _MOVED)

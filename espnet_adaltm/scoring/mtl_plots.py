@@ -12,7 +12,7 @@ import numpy as np
 
 from espnet_adaltm.errors import UserError
 from espnet_adaltm.scoring.metrics import FloatArray
-from espnet_adaltm.scoring.plots import COLOURS, MARKERS, group_axis, new_figure, save, widen
+from espnet_adaltm.scoring.plots import COLOURS, group_axis, new_figure, save, styles, widen
 
 # Of a validation: name in the JSON, title, factor.
 SWEPT = (
@@ -90,7 +90,8 @@ def conflict_plot(
         squeeze=False,
     )
     x = np.arange(len(blocks))
-    for (pair, values), colour, marker in zip(shown["cosine"].items(), COLOURS, MARKERS):
+    cosines = shown["cosine"]
+    for (pair, values), (colour, marker, _) in zip(cosines.items(), styles(len(cosines))):
         name = pair.replace(",", " and ")
         axes[0][0].plot(x, _nan_mean(values), color=colour, marker=marker, label=name)
         course = _nan_mean(values.T)
@@ -116,9 +117,9 @@ def conflict_plot(
 
 
 def _coefficients(axis: Any, merge: Mapping[str, Any], x: FloatArray) -> None:
-    for (task, values), colour, marker in zip(
-        zip(merge["tasks"], merge["final"]), COLOURS[4:], MARKERS[4:]
-    ):
+    tasks = merge["tasks"]
+    looks = styles(4 + len(tasks))[4:]  # others than those of the gradients
+    for task, values, (colour, marker, _) in zip(tasks, merge["final"], looks):
         axis.plot(x, values, color=colour, marker=marker, label=f"{task} vector")
     axis.set(ylabel="coefficient", title=f"{merge['name']}: learned coefficients")
     widen(axis)
@@ -126,7 +127,7 @@ def _coefficients(axis: Any, merge: Mapping[str, Any], x: FloatArray) -> None:
 
 
 def _opposed(axis: Any, opposed: Mapping[str, FloatArray], x: FloatArray) -> None:
-    for values, colour, marker in zip(opposed.values(), COLOURS, MARKERS):
+    for values, (colour, marker, _) in zip(opposed.values(), styles(len(opposed))):
         axis.plot(x, 100 * _nan_mean(values), color=colour, marker=marker)
     axis.axhline(50, color="black", linewidth=0.8)  # directions at random
     axis.set(ylabel="percent of steps", title="opposing gradients (cosine below 0)", ylim=(0, 100))

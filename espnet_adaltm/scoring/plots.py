@@ -75,12 +75,14 @@ def final_coefficients(
     """
     figure, axis = new_figure(max(6.0, min(12.0, 2 + 0.3 * len(groups))), 4.0)
     x = np.arange(len(groups))
-    for task, (name, colour) in enumerate(zip(tasks, COLOURS)):
-        marker = MARKERS[task] if len(groups) <= _MOST_TICKS else ""
+    rounds = line_styles(math.ceil(len(tasks) / len(COLOURS)))
+    for task, (name, (colour, marker, _)) in enumerate(zip(tasks, styles(len(tasks)))):
+        look = {"color": colour, "linestyle": rounds[task // len(COLOURS)]}
+        marker = marker if len(groups) <= _MOST_TICKS else ""
         for values in seeds[:, task] if len(seeds) > 1 else ():
             dots = marker if len(groups) == 1 else ""
-            axis.plot(x, values, color=colour, alpha=0.35, linewidth=1, marker=dots)
-        axis.plot(x, seeds[:, task].mean(0), color=colour, marker=marker, linewidth=2, label=name)
+            axis.plot(x, values, alpha=0.35, linewidth=1, marker=dots, **look)
+        axis.plot(x, seeds[:, task].mean(0), marker=marker, linewidth=2, label=name, **look)
     several = f", mean of {len(seeds)} seeds" if len(seeds) > 1 else ""
     axis.set(title=f"{title}: learned coefficients{several}", ylabel="coefficient")
     widen(axis)
@@ -239,3 +241,10 @@ def styles(count: int) -> list[tuple[str, str, bool]]:
         (COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)], i // len(COLOURS) % 2 == 0)
         for i in range(count)
     ]
+
+
+def line_styles(count: int) -> list[Any]:
+    """Dashes for as many lines, all different: first the usual ones, then a dash and more dots."""
+    usual = ["-", "--", ":", "-."]
+    dotted = [(0, (6, 2, *(1, 2) * dots)) for dots in range(2, 2 + count - len(usual))]
+    return [*usual, *dotted][:count]

@@ -9,16 +9,16 @@ import numpy as np
 
 from espnet_adaltm.scoring.metrics import FloatArray
 from espnet_adaltm.scoring.plots import (
-    COLOURS,
-    MARKERS,
     group_axis,
+    line_styles,
     new_figure,
     save,
+    styles,
     widen,
 )
 
 Values = Sequence[float | None]
-_STYLES = ("-", "--", ":", "-.")
+_OWN = 2  # looks of the usual two vectors; those of pairs begin after them
 
 
 def mean_similarity(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -67,15 +67,16 @@ def by_block(path: Path, report: Mapping[str, Any], title: str = "Task vectors b
         max(6.0, min(12.0, 2 + 0.3 * len(groups))), 7.5, nrows=3, sharex=True
     )
     x = np.arange(len(groups))
-    for (name, values), colour, marker in zip(report["relative_norm"].items(), COLOURS, MARKERS):
+    norms = report["relative_norm"]
+    for (name, values), (colour, marker, _) in zip(norms.items(), styles(len(norms))):
         norm.plot(x, _numbers(values), color=colour, marker=marker, label=name)
     norm.set(title=title, ylabel="norm / norm of the base")
     norm.set_ylim(bottom=0)
     norm.legend(title="task vector", loc="center left", bbox_to_anchor=(1.01, 0.5))
     for axis, measure in ((cosine, "cosine"), (conflict, "sign_conflict")):
-        for (name, values), colour, marker in zip(
-            report.get(measure, {}).items(), COLOURS[2:], MARKERS[2:]
-        ):
+        pairs = report.get(measure, {})
+        looks = styles(_OWN + len(pairs))[_OWN:]
+        for (name, values), (colour, marker, _) in zip(pairs.items(), looks):
             label = name.replace(",", " and ")
             axis.plot(x, _numbers(values), color=colour, marker=marker, label=label)
         _finish(axis, measure)
@@ -114,24 +115,34 @@ def by_module(
     for axis in axes.flat[len(panels) :]:
         axis.set_axis_off()
     for axis, (task, measure, keys) in zip(axes.flat, panels):
-        for key, style in zip(keys, _STYLES):
+        for key, style in zip(keys, line_styles(len(keys))):
             _module_lines(axis, modules["groups"], modules[measure][key], style)
         _finish(axis, measure, task)
         axis.set_xlabel("block (0: front end)")
         axis.xaxis.get_major_locator().set_params(integer=True)
     axes[0][-1].legend(title="module", loc="center left", bbox_to_anchor=(1.01, 0.5))
-    several = " (lines: " + ", ".join(pairs[: len(_STYLES)]) + ")" if len(pairs) > 1 else ""
-    figure.suptitle(f"{title}{several}")
+    if len(pairs) > 1:
+        _pair_legend(axes.flat[len(panels) - 1], pairs)
+    figure.suptitle(title)
     return save(figure, path)
 
 
-def _module_lines(axis: Any, groups: Sequence[str], values: Values, style: str) -> None:
+def _pair_legend(axis: Any, pairs: Sequence[str]) -> None:
+    from matplotlib.lines import Line2D
+
+    lines = [Line2D([], [], color="black", linestyle=style) for style in line_styles(len(pairs))]
+    names = [pair.replace(",", " and ") for pair in pairs]
+    place = {"loc": "center left", "bbox_to_anchor": (1.01, 0.5), "handlelength": 4}
+    axis.legend(lines, names, title="between", **place)
+
+
+def _module_lines(axis: Any, groups: Sequence[str], values: Values, style: Any) -> None:
     lines: dict[str, list[tuple[int, float]]] = {}
     for group, value in zip(groups, _numbers(values)):
         block, _, part = group.partition(".")
         lines.setdefault(part, []).append((int(block.removeprefix("block")), float(value)))
-    for (part, points), colour, marker in zip(sorted(lines.items()), COLOURS * 2, MARKERS):
-        axis.plot(*zip(*points), style, color=colour, marker=marker, label=part)
+    for (part, points), (colour, marker, _) in zip(sorted(lines.items()), styles(len(lines))):
+        axis.plot(*zip(*points), linestyle=style, color=colour, marker=marker, label=part)
 
 
 def _finish(axis: Any, measure: str, task: str = "") -> None:
