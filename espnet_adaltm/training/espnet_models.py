@@ -66,7 +66,7 @@ def add_noise(speech: Tensor, lengths: Tensor, probability: float, snr: Sequence
 
 
 class AdaltmModel(AbsESPnetModel):
-    """What the four models share.
+    """What the models share.
 
     Args:
         encoder: Parameters appear under ``encoder.``.

@@ -1,4 +1,4 @@
-"""What the four ESPnet tasks of this package share."""
+"""What the ESPnet tasks of this package share."""
 
 import argparse
 import sys
