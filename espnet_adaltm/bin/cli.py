@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import math
 import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
@@ -32,6 +33,16 @@ def parser(description: str) -> argparse.ArgumentParser:
 def tell(error: object) -> None:
     """Print ``error: ...`` to standard error, with nothing in it that a terminal would act on."""
     print(f"error: {printable(str(error))}", file=sys.stderr)
+
+
+def check_positive(name: str, value: float) -> None:
+    """Refuse a number that is no size, NaN among them.
+
+    Raises:
+        UserError: The message names the option.
+    """
+    if not 0 < value < math.inf:
+        raise UserError(f"--{name} {value} is not positive and finite")
 
 
 def run(

@@ -87,8 +87,7 @@ def _main(args: argparse.Namespace) -> None:
     for name, least in (("points", 2), ("max_utts", 1)):
         if getattr(args, name) < least:
             raise UserError(f"--{name} {getattr(args, name)} is less than {least}")
-    if args.batch_seconds <= 0:
-        raise UserError(f"--batch_seconds {args.batch_seconds} is not positive")
+    cli.check_positive("batch_seconds", args.batch_seconds)
     merges = parse_merges(args.merges)
     labels = load_labels(args.labels)
     reference = read_reference(args.dump, labels)

@@ -60,8 +60,7 @@ def get_parser() -> argparse.ArgumentParser:
 
 
 def _main(args: argparse.Namespace) -> None:
-    if args.batch_seconds <= 0:
-        raise UserError(f"--batch_seconds {args.batch_seconds} is not positive")
+    cli.check_positive("batch_seconds", args.batch_seconds)
     labels = load_labels(args.labels)
     # Importing torch takes seconds: mistakes in the options are told before.
     import torch

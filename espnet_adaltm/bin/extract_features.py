@@ -15,7 +15,6 @@ from espnet_adaltm.backbone.features import extract_features
 from espnet_adaltm.backbone.loading import load_encoder
 from espnet_adaltm.bin import cli
 from espnet_adaltm.bin.decode import choose_device
-from espnet_adaltm.errors import UserError
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -31,8 +30,7 @@ def get_parser() -> argparse.ArgumentParser:
 
 def extract(args: argparse.Namespace) -> None:
     """Extract one set."""
-    if args.batch_seconds <= 0:
-        raise UserError(f"--batch_seconds {args.batch_seconds:g} must be positive")
+    cli.check_positive("batch_seconds", args.batch_seconds)
     device = choose_device(args.device, torch.cuda.is_available())
     encoder = load_encoder(args.base).to(device)
     out = args.out or args.base / "feats" / args.dump.name

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING
 
 from espnet_adaltm.bin import cli
 from espnet_adaltm.bin.decode import choose_device
-from espnet_adaltm.errors import UserError
 
 if TYPE_CHECKING:
     from espnet_adaltm.backbone.arks import Waveforms
@@ -63,8 +62,7 @@ def located(dump: Path) -> "Waveforms":
 
 def extract(args: argparse.Namespace) -> None:
     """Extract one set."""
-    if args.batch_seconds <= 0:
-        raise UserError(f"--batch_seconds {args.batch_seconds:g} must be positive")
+    cli.check_positive("batch_seconds", args.batch_seconds)
     import torch
 
     from espnet_adaltm.backbone.hidden import extract_hidden

@@ -152,6 +152,8 @@ FOREIGN = [
     FEATURES("no set", "--base base --dump dump/gone --out f", "dump/gone/wav.scp"),
     FEATURES("a pickle", "--base base --dump dump/evil_pickle --out f", "'a'", "pickle"),
     FEATURES("no batch", "--base base --dump dump/test --batch_seconds 0 --out f", "--batch_s"),
+    FEATURES("no length", "--base base --dump dump/test --batch_seconds nan --out f", "nan"),
+    HIDDEN("no length", "--base base --dump dump/test --batch_seconds nan --out f", "nan"),
     HIDDEN("no layer", "--base base --dump dump/test --layer top --out f", "top"),
     HIDDEN("a layer too deep", "--base base --dump dump/test --layer 9 --out f", "9"),
     HIDDEN("no set", "--base base --dump dump/gone --out f", "dump/gone"),
@@ -201,6 +203,11 @@ OTHERS = [
         "one point",
         "--base base --ser ser --dump dump/scored --labels labels.json --out c --points 1",
         "--points 1",
+    ),
+    program("connectivity")(
+        "no length",
+        "--base base --ser ser --dump dump/scored --labels labels.json --out c --batch_seconds nan",
+        "--batch_seconds nan",
     ),
     program("connectivity")(
         "no expert",

@@ -71,6 +71,7 @@ def test_two_runs_write_the_same_bytes(scene):
     ("options", "message"),
     [
         (("--batch_seconds", "0"), "--batch_seconds 0.0 is not positive"),
+        (("--batch_seconds", "nan"), "--batch_seconds nan is not positive"),
         (("--base", "nowhere"), "nowhere/base.json is missing"),
         (("--device", "cuda:9"), "no GPU is usable here"),
     ],
