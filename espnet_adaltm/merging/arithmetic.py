@@ -53,6 +53,7 @@ TensorMerge = Callable[[str, Sequence[Tensor]], Tensor]
 Weights = float | Sequence[float] | Mapping[str, float]
 # What a caller of a named method does not give: the merge fills it in.
 _FILLED_IN = ("generator", "thresholds")
+_SEEDS = range(-(2**63), 2**64)  # what `torch.Generator.manual_seed` takes
 
 
 @dataclass(frozen=True)
@@ -170,13 +171,17 @@ def weight_list(tasks: Sequence[str], weights: Weights) -> list[float]:
 
 
 def check_seed(seed: Any) -> None:
-    """Refuse what is not a whole number.
+    """Refuse what is no whole number, or none that PyTorch's generators take.
 
     Raises:
-        UserError: The message shows it.
+        UserError: The message shows it, or what may be given.
     """
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise UserError(f"seed {seed!r}: give a whole number")
+    if seed not in _SEEDS:  # not shown: Python refuses to write numbers of 5,000 digits
+        raise UserError(
+            f"seed is out of range: give a whole number from {_SEEDS[0]} to {_SEEDS[-1]}"
+        )
 
 
 def tensor_generator(seed: int, task: str, name: str) -> Generator:
@@ -185,7 +190,7 @@ def tensor_generator(seed: int, task: str, name: str) -> Generator:
     The same in whatever order tensors are merged, and whichever others there are.
 
     Raises:
-        UserError: The seed is no whole number.
+        UserError: As `check_seed`.
     """
     check_seed(seed)
     digest = hashlib.sha256(f"{seed} {task} {name}".encode()).digest()

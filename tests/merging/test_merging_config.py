@@ -165,6 +165,7 @@ ENTROPY = "objective: entropy\nhead_init: ser_expert\ntrain_head: false"
         ("method: task_arithmetic\nmethod_conf: {weights: {asr: 1, 3: 1}}", r"\['3', 'asr'\]"),
         ("method: task_arithmetic\nmethod_conf: {thresholds: {}}", "unknown key 'thresholds'"),
         ("method: dare\nmethod_conf: {density: 0.5, seed: x}", "seed 'x': give a whole number"),
+        (f"preprocess: {{method: shuffled_blocks, seed: {10**20}}}", "seed is out of range"),
         ("tasks: [asr, asr]\nmethod: task_arithmetic", "tasks .*: each may be named once"),
         ("init: {asr: 1, 3: 1}", "init: 3 is no name"),
         ("trainable: false\ngrid: {asr: [1], 3: [1]}", "grid: 3 is no name"),

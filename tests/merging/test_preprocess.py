@@ -138,7 +138,8 @@ def test_derangements_fix_nothing_and_differ():
         assert sorted(order) == list(range(24))
         assert all(place != value for place, value in enumerate(order))
     assert len(set(map(tuple, orders))) == 20
-    found = {tuple(derangement(3, seed)) for seed in range(50)}
+    ends = (-(2**63), 2**64 - 1)  # of the seeds that PyTorch takes
+    found = {tuple(derangement(3, seed)) for seed in (*range(50), *ends)}
     assert found == {(1, 2, 0), (2, 0, 1)}
 
 
@@ -161,6 +162,17 @@ def test_a_shuffle_needs_two_layers():
         ("low_rank", {}, "rank or energy"),
         ("random", {"seed": 1.5}, "seed 1.5"),
         ("shuffled_blocks", {"seed": "one"}, "seed 'one'"),
+        (
+            "shuffled_blocks",
+            {"seed": 2**64},
+            "seed is out of range: .* to 18446744073709551615",
+        ),
+        (
+            "random",
+            {"seed": -(2**63) - 1},
+            "seed is out of range: .* from -9223372036854775808",
+        ),
+        ("dare", {"seed": 16**5000}, "seed is out of range"),
         ("della", {"epsilon": "wide"}, "cannot use the options"),
         ("ties", {"minimum": 1.5}, "minimum 1.5 is no whole number"),
         ("dare", {"rescale": "no"}, "rescale 'no' is neither true nor false"),
