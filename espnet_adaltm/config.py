@@ -1,7 +1,7 @@
 """YAML configurations with unknown keys refused."""
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from espnet_adaltm.errors import UserError
@@ -99,6 +99,28 @@ def _check_distinct(node: "Node", where: str) -> None:
                 f"{where}:{key.start_mark.line + 1}: key {key.value!r} is given twice: keep one"
             )
         seen.add((key.tag, key.value))
+
+
+def as_numbers(value: Any) -> Any:
+    """YAML reads ``1e-4`` (without a point) as text: make it the number that was meant.
+
+    Args:
+        value: Text, or lists and mappings that may hold some; what is no number stays as it is.
+    """
+    if isinstance(value, Mapping):
+        return {key: as_numbers(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [as_numbers(entry) for entry in value]
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
+
+
+def check_choice(what: str, value: Any, allowed: Sequence[str]) -> None:
+    """Refuse a value that is none of ``allowed``, which the message lists."""
+    if value not in allowed:
+        raise UserError(f"{what} {value!r} is unknown: use {', '.join(allowed)}")
 
 
 def nearest(name: object, known: Iterable[str]) -> str:

@@ -1,6 +1,6 @@
 import pytest
 
-from espnet_adaltm.config import check_keys, load_yaml, nearest
+from espnet_adaltm.config import as_numbers, check_choice, check_keys, load_yaml, nearest
 from espnet_adaltm.errors import UserError
 
 
@@ -40,3 +40,17 @@ def test_check_keys():
     assert str(caught.value) == (
         "x.yaml: unknown key 'poolin' (did you mean 'pooling'?); known: loss, pooling"
     )
+
+
+def test_text_that_means_a_number_becomes_one_at_any_depth():
+    given = {"a": "1e-4", "b": ["2", {"c": "-.5e1"}], "d": "fast", "e": 3, "f": None, "g": True}
+    meant = {"a": 1e-4, "b": [2.0, {"c": -5.0}], "d": "fast", "e": 3, "f": None, "g": True}
+    assert as_numbers(given) == meant
+    assert given["a"] == "1e-4"
+
+
+def test_an_unknown_choice_lists_the_known_ones():
+    check_choice("kind", "b", ("a", "b"))
+    for value in ("c", ["a"], None):
+        with pytest.raises(UserError, match="kind .* is unknown: use a, b"):
+            check_choice("kind", value, ("a", "b"))

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from espnet_adaltm.config import check_choice
 from espnet_adaltm.errors import UserError
 from espnet_adaltm.merging.groups import GRANULARITIES
 
@@ -58,8 +59,8 @@ class Coefficients(nn.Module):
         trainable: bool = True,
     ) -> None:
         super().__init__()
-        _check_choice("granularity", granularity, GRANULARITIES)
-        _check_choice("constraint", constraint, CONSTRAINTS)
+        check_choice("granularity", granularity, GRANULARITIES)
+        check_choice("constraint", constraint, CONSTRAINTS)
         if len(set(tasks)) != len(tasks):
             raise UserError(f"tasks {list(tasks)}: each may be named once")
         self.tasks = tuple(tasks)
@@ -142,11 +143,6 @@ class Coefficients(nn.Module):
             f"tasks={list(self.tasks)}, groups={len(self.groups)}, "
             f"granularity={self.granularity}, constraint={self.constraint}"
         )
-
-
-def _check_choice(what: str, value: str, allowed: Sequence[str]) -> None:
-    if value not in allowed:
-        raise UserError(f"{what} {value!r} is unknown: choose one of {', '.join(allowed)}")
 
 
 def initial_values(tasks: Sequence[str], init: Init) -> list[float]:

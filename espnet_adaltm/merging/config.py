@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from espnet_adaltm.config import check_keys, load_yaml
+from espnet_adaltm.config import as_numbers, check_choice, check_keys, load_yaml
 from espnet_adaltm.errors import UserError
 from espnet_adaltm.files import Pathlike
 from espnet_adaltm.merging import arithmetic, preprocess
@@ -43,6 +43,7 @@ _CHOICES: Mapping[str, tuple[str, ...]] = {
     "method": (SEPARATE, *arithmetic.METHODS),
 }
 _RATES = ("ctc_weight", "coef_lr", "epoch_factor")
+_WITH_NUMBERS = (*_RATES, "init", "grid", "distill_weight", "preprocess", "method_conf")
 _FLAGS = ("trainable", "encoder_dropout", "train_head")
 
 
@@ -133,7 +134,7 @@ class MergeConfig:
             check_keys(options, [item.name for item in fields(cls)], "options")
             if "name" not in options:
                 raise UserError("name is missing")
-            changes = {key: _as_number(options[key]) for key in _RATES if key in options}
+            changes = {key: as_numbers(options[key]) for key in _WITH_NUMBERS if key in options}
             return cls(**{**options, **changes, "tasks": _tasks(options)})._checked(options)
         except UserError as error:
             raise UserError(f"{where}: {error}") from error
@@ -145,7 +146,7 @@ class MergeConfig:
             if not isinstance(getattr(self, key), bool):
                 raise UserError(f"{key} must be true or false, found {getattr(self, key)!r}")
         for key, allowed in _CHOICES.items():
-            _check_choice(key, getattr(self, key), allowed)
+            check_choice(key, getattr(self, key), allowed)
         self._check_vectors()
         self._check_numbers()
         self._check_start(self.init)
@@ -317,25 +318,12 @@ def _is_number(value: object, above: float | None = None) -> bool:
     return number and math.isfinite(value) and (above is None or value > above)
 
 
-def _as_number(value: Any) -> Any:
-    """YAML reads ``1e-4`` (without a point) as text: make it the number that was meant."""
-    try:
-        return float(value) if isinstance(value, str) else value
-    except ValueError:
-        return value
-
-
 def _tasks(options: Mapping[str, Any]) -> tuple[str, ...]:
     tasks = options.get("tasks", TASKS)
     if not isinstance(tasks, list | tuple):
         raise UserError(f"tasks must be a list such as [asr, ser], found {tasks!r}")
     for task in tasks:
-        _check_choice("tasks", task, TASKS)
+        check_choice("tasks", task, TASKS)
     if len(set(tasks)) != len(tasks):
         raise UserError(f"tasks {tasks}: each may be named once")
     return tuple(tasks)
-
-
-def _check_choice(key: str, value: Any, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise UserError(f"{key} {value!r} is unknown: use {', '.join(allowed)}")

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 import torch
 from torch import Generator, Tensor
 
+from espnet_adaltm.config import check_choice
 from espnet_adaltm.errors import UserError
 from espnet_adaltm.merging import sparsify
 from espnet_adaltm.merging.sparsify import as_float, masked
@@ -234,7 +235,7 @@ def agreement(deltas: Deltas, elect: str = "total") -> list[Tensor]:
 
     Zero sums elect the positive sign; a zero element never agrees. See `ties` for ``elect``.
     """
-    _choose("elect", elect, ELECTIONS)
+    check_choice("elect", elect, ELECTIONS)
     rows, _ = _checked(deltas, [1.0] * len(deltas))
     positive = _total([row.sign() for row in rows] if elect == "frequency" else rows) >= 0
     return [((row > 0) == positive) & (row != 0) for row in rows]
@@ -243,8 +244,8 @@ def agreement(deltas: Deltas, elect: str = "total") -> list[Tensor]:
 def _agreed_sum(
     rows: list[Tensor], factors: list[float], elect: str, elect_on: str, normalize: str
 ) -> Tensor:
-    _choose("elect_on", elect_on, ELECTORATES)
-    _choose("normalize", normalize, DIVISORS)
+    check_choice("elect_on", elect_on, ELECTORATES)
+    check_choice("normalize", normalize, DIVISORS)
     weighted = [row * factor for row, factor in zip(rows, factors)]
     agrees = agreement(rows if elect_on == "deltas" else weighted, elect)
     total = _total([masked(row, agree) for row, agree in zip(weighted, agrees)])
@@ -315,15 +316,10 @@ def _is_finite(value: object) -> bool:
     return number and math.isfinite(value)
 
 
-def _choose(what: str, value: str, allowed: Sequence[str]) -> None:
-    if value not in allowed:
-        raise UserError(f"{what} {value!r} is unknown: choose one of {', '.join(allowed)}")
-
-
 def check_scope(scope: str) -> None:
     """Refuse a scope that is not one of `SCOPES`.
 
     Raises:
         UserError: The message names them.
     """
-    _choose("scope", scope, SCOPES)
+    check_choice("scope", scope, SCOPES)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from espnet_adaltm.config import as_numbers
 from espnet_adaltm.errors import UserError
 
 ENCODER, HEAD, COEFFICIENTS = "encoder", "head", "coef"
@@ -87,8 +88,7 @@ def build_optimizer(
 
 
 def _number(name: str, value: Any) -> float:
-    """YAML reads ``1e-4`` (without a point) as text: make it the number that was meant."""
-    try:
-        return float(value)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"--{name} is {value!r}, expected a number such as 1.0e-4") from error
+    number = as_numbers(value)
+    if not isinstance(number, int | float):
+        raise UserError(f"--{name} is {value!r}, expected a number such as 1.0e-4")
+    return float(number)

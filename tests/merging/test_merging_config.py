@@ -107,6 +107,35 @@ def test_teachers_are_those_that_the_objective_asks_for():
     assert teachers(objective="supervised_distill", distill_weight={"ser": 1}) == ("ser",)
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "init: 1e-1",
+        "init: {asr: 1e-1, ser: 1}",
+        "trainable: false\ngrid: [1e-1, 0.5]",
+        "trainable: false\ngrid: {asr: [1e-1], ser: [0.5, 1e-1]}",
+        "objective: supervised_ctc\nctc_weight: 1e-1",
+        "objective: supervised_distill\ndistill_weight: 1e-1",
+        "objective: supervised_distill\ndistill_weight: {ser: 1e-1}",
+        "coef_lr: 1e-1",
+        "epoch_factor: 1e-1",
+        "preprocess: {method: ties, density: 1e-1}",
+        "method: dare\nmethod_conf: {density: 1e-1, weights: {asr: 1e-1, ser: 1}}",
+    ],
+)
+def test_every_number_may_be_written_without_a_point(tmp_path, line):
+    read = []
+    for number in ("1e-1", "0.1"):
+        path = tmp_path / "row.yaml"
+        path.write_text(line.replace("1e-1", number))
+        read.append(MergeConfig.from_yaml(path).to_dict())
+    assert read[0] == read[1]
+
+
+def test_words_that_look_like_numbers_stay_words():
+    assert MergeConfig.from_dict({"name": "1e-1"}).name == "1e-1"
+
+
 ENTROPY = "objective: entropy\nhead_init: ser_expert\ntrain_head: false"
 
 
