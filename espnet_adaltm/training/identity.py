@@ -2,7 +2,8 @@
 
 ESPnet resumes under changed options without a word (and rewrites ``config.yaml`` as if they had
 been in use). Here ``identity.json`` in the experiment directory holds every option that changes
-the result, and the hashes of the inputs; a difference is refused by name.
+the result, and the hashes of the inputs; once there is something to resume from, a difference is
+refused by name.
 """
 
 import argparse
@@ -10,7 +11,7 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ CHECKPOINTS = ("checkpoint.pth", "checkpoint.prev.pth")  # newest first
 IDENTITY = "identity.json"
 FINISHED = "finished.json"
 GRID = "grid"  # trainings of a merge's fixed coefficients, one folder each
+_ABSENT = object()
 
 # Options that do not change what is computed. Everything else does, unknown ones included.
 _IRRELEVANT = """
@@ -66,6 +68,8 @@ def make_identity(args: argparse.Namespace, inputs: Mapping[str, str]) -> dict[s
 def check_identity(folder: Path, identity: Mapping[str, Any]) -> None:
     """Refuse to go on with the training in ``folder`` if it is another one.
 
+    One that failed before it left anything to go on with is no obstacle to its own correction.
+
     Raises:
         UserError: An option or input differs; the message says which, and the two values.
     """
@@ -77,8 +81,9 @@ def check_identity(folder: Path, identity: Mapping[str, Any]) -> None:
                 f"was trained with: use another --output_dir, or delete the checkpoint"
             )
         return
-    saved = read_json(path)
-    changes = list(_changes(saved, identity))
+    if not _has_begun(folder):
+        return
+    changes = list(_changes(read_json(path), identity))
     if changes:
         raise UserError(
             f"{folder} holds a training with other options: {'; '.join(changes)}. Resuming would "
@@ -87,26 +92,42 @@ def check_identity(folder: Path, identity: Mapping[str, Any]) -> None:
         )
 
 
-def _changes(saved: Mapping[str, Any], new: Mapping[str, Any]) -> Iterable[str]:
-    absent = object()
+def _has_begun(folder: Path) -> bool:
+    """Whether there is something that other options would be mixed with, or taken for."""
+    return any((folder / name).exists() for name in (*CHECKPOINTS, GRID, FINISHED))
+
+
+def _changes(saved: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
     for part, label in (("options", "--"), ("inputs", "the contents of ")):
-        old_part, new_part = saved.get(part, {}), new[part]
         # Names that count no longer, or not yet when the training began.
         skipped = IRRELEVANT | PLACES if part == "options" else frozenset()
-        for name in sorted({*old_part, *new_part} - skipped):
-            old, now = old_part.get(name, absent), new_part.get(name, absent)
-            if old == now:
-                continue
-            if part == "inputs" and absent not in (old, now):
+        old_part, new_part = (
+            {name: value for name, value in each.items() if name not in skipped}
+            for each in (saved.get(part, {}), new[part])
+        )
+        for name, old, now in _different(old_part, new_part):
+            if part == "inputs" and _ABSENT not in (old, now):
                 yield f"{label}{name} changed"
                 continue
-            shown = ["not given" if value is absent else f"{value!r}" for value in (old, now)]
+            shown = ["not given" if value is _ABSENT else f"{value!r}" for value in (old, now)]
             yield f"{label}{name} was {shown[0]} and is now {shown[1]}"
 
 
+def _different(
+    old: Mapping[str, Any], new: Mapping[str, Any], outer: str = ""
+) -> Iterator[tuple[str, Any, Any]]:
+    """Entries with two values, by name; those of inner mappings as ``outer: inner``."""
+    for name in sorted({*old, *new}):
+        values = old.get(name, _ABSENT), new.get(name, _ABSENT)
+        if all(isinstance(value, Mapping) for value in values):
+            yield from _different(*values, f"{outer}{name}: ")
+        elif values[0] != values[1]:
+            yield f"{outer}{name}", *values
+
+
 def write_identity(folder: Path, identity: Mapping[str, Any]) -> None:
-    """Write ``identity.json`` if it is not there yet."""
-    if not (folder / IDENTITY).exists():
+    """Write ``identity.json``; a training that has begun keeps its own."""
+    if not (folder / IDENTITY).exists() or not _has_begun(folder):
         write_json(folder / IDENTITY, identity)
 
 

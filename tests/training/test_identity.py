@@ -13,42 +13,81 @@ def made(inputs=None, **options):
     return identity.make_identity(args, inputs or {"the train text": "1"})
 
 
+def begin(folder, found):
+    """Leave what a training with this identity leaves after its first epoch."""
+    identity.write_identity(folder, found)
+    (folder / "checkpoint.pth").touch()
+
+
 def test_same_options_are_accepted(tmp_path):
-    identity.write_identity(tmp_path, made())
+    begin(tmp_path, made())
     identity.check_identity(tmp_path, made())
 
 
 @pytest.mark.parametrize("name", ["max_epoch", "output_dir", "num_workers", "log_interval", "base"])
 def test_options_that_do_not_change_the_result_may_change(tmp_path, name):
-    identity.write_identity(tmp_path, made(**{name: 1}))
+    begin(tmp_path, made(**{name: 1}))
     identity.check_identity(tmp_path, made(**{name: 2}))
 
 
 def test_places_that_an_earlier_version_wrote_down_do_not_count(tmp_path):
-    identity.write_identity(tmp_path, {**made(), "options": {**made()["options"], "base": "a"}})
+    begin(tmp_path, {**made(), "options": {**made()["options"], "base": "a"}})
     identity.check_identity(tmp_path, made())
 
 
 def test_changed_option_is_named_with_both_values(tmp_path):
-    identity.write_identity(tmp_path, made())
+    begin(tmp_path, made())
     with pytest.raises(UserError, match=r"--head_lr was 0.001 and is now 0.01.*--output_dir"):
         identity.check_identity(tmp_path, made(head_lr=0.01))
 
 
-def test_unknown_options_count(tmp_path):
+def test_of_nested_options_only_what_changed_is_named(tmp_path):
+    old = {"name": "a", "init": 0.5, "preprocess": {"method": "ties", "density": 0.2}}
+    new = {**old, "init": 0.4, "preprocess": {"method": "ties", "seed": 1}}
+    begin(tmp_path, made(merge_conf=old))
+    with pytest.raises(UserError) as error:
+        identity.check_identity(tmp_path, made(merge_conf=new))
+    assert (
+        "other options: --merge_conf: init was 0.5 and is now 0.4; "
+        "--merge_conf: preprocess: density was 0.2 and is now not given; "
+        "--merge_conf: preprocess: seed was not given and is now 1. Resuming"
+    ) in str(error.value)
+    with pytest.raises(UserError, match="--merge_conf was .*'init': 0.5.* and is now None"):
+        identity.check_identity(tmp_path, made(merge_conf=None))
+
+
+def test_an_identity_before_anything_is_trained_gives_way(tmp_path):
     identity.write_identity(tmp_path, made())
+    identity.check_identity(tmp_path, made(head_lr=0.01))
+    begin(tmp_path, made(head_lr=0.01))
+    identity.write_identity(tmp_path, made(head_lr=0.02))  # from now on it stays
+    identity.check_identity(tmp_path, made(head_lr=0.01))
+    with pytest.raises(UserError, match="--head_lr was 0.01 and is now 0.001"):
+        identity.check_identity(tmp_path, made())
+
+
+@pytest.mark.parametrize("left", ["checkpoint.pth", "checkpoint.prev.pth", "grid", "finished.json"])
+def test_whatever_a_training_left_keeps_its_identity(tmp_path, left):
+    identity.write_identity(tmp_path, made())
+    (tmp_path / left).mkdir()
+    with pytest.raises(UserError, match="--head_lr was"):
+        identity.check_identity(tmp_path, made(head_lr=0.01))
+
+
+def test_unknown_options_count(tmp_path):
+    begin(tmp_path, made())
     with pytest.raises(UserError, match="--novelty was not given and is now 3"):
         identity.check_identity(tmp_path, made(novelty=3))
 
 
 def test_changed_input_is_named(tmp_path):
-    identity.write_identity(tmp_path, made())
+    begin(tmp_path, made())
     with pytest.raises(UserError, match="the contents of the train text changed"):
         identity.check_identity(tmp_path, made({"the train text": "2"}))
 
 
 def test_tuples_and_lists_are_the_same(tmp_path):
-    identity.write_identity(tmp_path, made(criterion=("valid", "loss")))
+    begin(tmp_path, made(criterion=("valid", "loss")))
     identity.check_identity(tmp_path, made(criterion=["valid", "loss"]))
 
 

@@ -69,7 +69,7 @@ def test_a_finished_grid_is_left_alone(tried, monkeypatch):
 def test_a_changed_grid_is_refused(corpus, experts, tmp_path, tried):
     folder, _ = tried
     other = yaml(tmp_path, GRID.replace("1.0", "0.9"))
-    with pytest.raises(UserError, match="--merge_conf was .* and is now"):
+    with pytest.raises(UserError, match=r"grid: ser was .*1\.0\] and is now .*0\.9\]"):
         train("merge", merge_options(corpus, experts, folder, other, **LEARNS))
 
 
