@@ -80,7 +80,7 @@ def load_encoder(source: Pathlike) -> SpeechEncoder:
 
 
 def _from_folder(folder: Path) -> SpeechEncoder:
-    config = _read_config(folder)
+    config = read_config(folder)
     state = _strip(read_weights(folder), config.model_type, str(folder))
     preprocessor = folder / "preprocessor_config.json"
     normalize = read_json(preprocessor).get("do_normalize", True) if preprocessor.exists() else True
@@ -173,7 +173,12 @@ def _report(ignored: list[str], where: str) -> None:
         logging.info("%s: left out, not part of the encoder: %s", where, ", ".join(ignored))
 
 
-def _read_config(folder: Path) -> "PretrainedConfig":
+def read_config(folder: Path) -> "PretrainedConfig":
+    """Read the sizes of an encoder without its weights.
+
+    Raises:
+        UserError: No ``config.json``, one of another kind of model, or sizes that no encoder has.
+    """
     path = folder / "config.json"
     if not path.exists():
         raise UserError(f"{path} is missing: {folder} holds no Hugging Face model")

@@ -260,6 +260,12 @@ class MergeConfig:
             return ("asr",)
         return tuple(self.distill_weights) if self.objective == SUPERVISED_DISTILL else ()
 
+    @property
+    def experts(self) -> tuple[str, ...]:
+        """Experts whose folders are read: teachers, and the one that the head is taken from."""
+        head = ("ser",) if self.head_init == "ser_expert" else ()
+        return tuple(task for task in TASKS if task in (*self.teachers, *head))
+
     def grid_values(self) -> list[Init]:
         """The values of ``init`` to try, in order; none without a grid.
 

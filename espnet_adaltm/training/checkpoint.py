@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from espnet_adaltm.config import nearest
 from espnet_adaltm.errors import UserError
 from espnet_adaltm.files import Pathlike, atomic_open
+from espnet_adaltm.merging.tensor_file import Spec
 from espnet_adaltm.text import some
 from espnet_adaltm.training.identity import CHECKPOINTS
 
@@ -150,6 +151,21 @@ def load_strict(module: nn.Module, state: Mapping[str, Tensor], where: str) -> N
         where: The file that ``state`` comes from, for the error.
 
     Raises:
+        UserError: As `check_fit`.
+    """
+    check_fit(module, state, where)
+    module.load_state_dict(dict(state), strict=True)
+
+
+def check_fit(module: nn.Module, state: Mapping[str, Tensor | Spec], where: str) -> None:
+    """Refuse a state whose names and shapes are not exactly the module's.
+
+    Args:
+        module: Anything with a state dict.
+        state: Name to tensor, or to what a file's header says of it.
+        where: The file that ``state`` comes from, for the error.
+
+    Raises:
         UserError: A name is missing or unexpected, or a shape differs; it lists them.
     """
     own = module.state_dict()
@@ -165,7 +181,6 @@ def load_strict(module: nn.Module, state: Mapping[str, Tensor], where: str) -> N
             f"{where} does not fit the model: {some(problems, between='; ')}. "
             f"It was trained with other options: use the matching configuration or file"
         )
-    module.load_state_dict(dict(state), strict=True)
 
 
 def load_weights(path: Pathlike) -> dict[str, Tensor]:

@@ -11,11 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from espnet2.utils.types import str_or_none
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from espnet_adaltm.backbone.loading import load_encoder, read_base_info
-from espnet_adaltm.data.labels import check_same_labels
+from espnet_adaltm.decoding.systems import read_tensors
 from espnet_adaltm.errors import UserError
 from espnet_adaltm.files import read_json, require, write_json
 from espnet_adaltm.merging import objectives
@@ -25,7 +23,6 @@ from espnet_adaltm.merging.prepared import checksum, prepared
 from espnet_adaltm.merging.sources import open_vector
 from espnet_adaltm.merging.task_vector import TaskVector
 from espnet_adaltm.merging.weights import open_weights
-from espnet_adaltm.models.emotion import EmotionHead
 from espnet_adaltm.models.losses import build_loss
 from espnet_adaltm.training import held_out
 from espnet_adaltm.training.checkpoint import load_strict
@@ -33,7 +30,12 @@ from espnet_adaltm.training.data import PARTS, DataNeeds
 from espnet_adaltm.training.export import HEAD, write_tensors
 from espnet_adaltm.training.merge_grid import chosen_value, read_grid, train_grid
 from espnet_adaltm.training.merge_model import HISTORY, MergeModel, Objective
-from espnet_adaltm.training.merge_teachers import check_teachers, expert_file, load_teachers
+from espnet_adaltm.training.merge_teachers import (
+    check_teachers,
+    expert_file,
+    load_teachers,
+    vector_file,
+)
 from espnet_adaltm.training.preprocess import Preprocess
 from espnet_adaltm.training.ser_task import SERTask, emotion_needs
 from espnet_adaltm.training.task import (
@@ -89,8 +91,8 @@ class MergeTask(SERTask):
             args.coef_lr = config.coef_lr
         args.max_epoch = max(1, round(args.max_epoch * config.epoch_factor))
         _check_places(args, config)
-        check_teachers(args, config)
         _check_vectors(args)
+        check_teachers(args, config)
         if config.learn_on != TRAIN:
             args.train_dump = args.valid_dump if config.learn_on == HELD_OUT else args.adapt_dump
         super().prepare(args)
@@ -128,10 +130,10 @@ class MergeTask(SERTask):
         files = super().input_files(args)
         config = MergeConfig.from_dict(args.merge_conf)
         for task in config.tasks:
-            files[f"the task vector {task}"] = _vector_file(args, task)
-        if _needs_expert(config, "ser"):
+            files[f"the task vector {task}"] = vector_file(args, task)
+        if "ser" in config.experts:
             files["the emotion expert"] = expert_file(args, "ser")
-        if _needs_expert(config, "asr"):
+        if "asr" in config.experts:
             files["the recognition expert"] = expert_file(args, "asr")
         if args.merge_config is not None:
             files["the merge configuration file"] = Path(args.merge_config)
@@ -178,7 +180,8 @@ class MergeTask(SERTask):
         )
         head = build_emotion_head(args, base, labels)
         if config.head_init == "ser_expert":
-            _init_head(args, head, labels.labels)
+            path = Path(args.ser_expert) / HEAD
+            load_strict(head, read_tensors(path), str(path))
         head.requires_grad_(config.train_head)
         loss = None
         if config.objective != objectives.ENTROPY:
@@ -223,7 +226,7 @@ def _check_places(args: argparse.Namespace, config: MergeConfig) -> None:
     if config.tasks and args.task_vectors is None:
         raise UserError("--task_vectors is missing: give the folder of stage `task_vectors`")
     for task, reader in (("ser", "emotion"), ("asr", "recognition")):
-        if _needs_expert(config, task) and getattr(args, f"{task}_expert") is None:
+        if task in config.experts and getattr(args, f"{task}_expert") is None:
             why = "head_init: ser_expert" if config.head_init == "ser_expert" else ""
             why = f"objective: {config.objective}" if task in config.teachers else why
             raise UserError(f"{why} needs --{task}_expert, the folder of the {reader} expert")
@@ -235,10 +238,6 @@ def _check_places(args: argparse.Namespace, config: MergeConfig) -> None:
     for given in ("train_data_path_and_name_and_type", "train_shape_file"):
         if getattr(args, given):
             raise UserError(f"learn_on {config.learn_on} reads --{option}: leave out --{given}")
-
-
-def _needs_expert(config: MergeConfig, task: str) -> bool:
-    return task in config.teachers or (task == "ser" and config.head_init == "ser_expert")
 
 
 def _hold_out(args: argparse.Namespace, config: MergeConfig) -> None:
@@ -296,7 +295,7 @@ def _description(args: argparse.Namespace, selected: dict[str, Any]) -> dict[str
         "head": emotion_head_options(args, choose_kind=True),
         "base": relative(args.base),
         "base_sha256": read_base_info(args.base)["sha256"],
-        "task_vectors": {task: relative(_vector_file(args, task)) for task in config.tasks},
+        "task_vectors": {task: relative(vector_file(args, task)) for task in config.tasks},
         "expert_sha256": {
             task: vector.metadata.get("expert_sha256", "") for task, vector in vectors.items()
         },
@@ -324,12 +323,8 @@ def _protocol(args: argparse.Namespace, config: MergeConfig) -> dict[str, Any]:
     return protocol
 
 
-def _vector_file(args: argparse.Namespace, task: str) -> Path:
-    return require(Path(args.task_vectors) / f"{task}.safetensors", "stage `task_vectors`")
-
-
 def _load_vectors(args: argparse.Namespace) -> dict[str, TaskVector]:
-    return {task: TaskVector.load(_vector_file(args, task)) for task in args.merge_conf["tasks"]}
+    return {task: TaskVector.load(vector_file(args, task)) for task in args.merge_conf["tasks"]}
 
 
 def _check_vectors(args: argparse.Namespace) -> None:
@@ -341,7 +336,7 @@ def _check_vectors(args: argparse.Namespace) -> None:
     with ExitStack() as stack:
         weights = stack.enter_context(open_weights(args.base))
         for task in args.merge_conf["tasks"]:
-            path = _vector_file(args, task)
+            path = vector_file(args, task)
             source = stack.enter_context(open_vector(weights, path))
             if source.of_base and source.of_base != base:
                 raise UserError(
@@ -355,14 +350,3 @@ def _check_vectors(args: argparse.Namespace) -> None:
                     f"{path} changes the CNN front end ({moved[0]!r}), which stored features "
                     "bypass: use --feats_type raw, or experts trained with --freeze_cnn true"
                 )
-
-
-def _init_head(args: argparse.Namespace, head: EmotionHead, labels: tuple[str, ...]) -> None:
-    described = read_json(expert_file(args, "ser"))
-    check_same_labels(labels, described["labels"], f"--labels and {args.ser_expert}")
-    path = require(Path(args.ser_expert) / HEAD, "stage `ser_expert`")
-    try:
-        state = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} is damaged ({error}): train the expert again") from error
-    load_strict(head, state, str(path))

@@ -136,6 +136,17 @@ def test_words_that_look_like_numbers_stay_words():
     assert MergeConfig.from_dict({"name": "1e-1"}).name == "1e-1"
 
 
+def test_experts_are_teachers_and_where_the_head_comes_from():
+    def experts(**options):
+        return MergeConfig.from_dict({"name": "x", **options}).experts
+
+    assert experts() == ()
+    assert experts(head_init="ser_expert") == ("ser",)
+    assert experts(objective="supervised_ctc") == ("asr",)
+    assert experts(objective="supervised_ctc", head_init="ser_expert") == ("asr", "ser")
+    assert experts(objective="supervised_distill", distill_weight={"ser": 1}) == ("ser",)
+
+
 ENTROPY = "objective: entropy\nhead_init: ser_expert\ntrain_head: false"
 
 

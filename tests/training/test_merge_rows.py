@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from training_common import EMOTIONS, TASKS, options, start, stats, train, weights
 
 from espnet_adaltm.decoding.systems import load_system
@@ -277,6 +277,110 @@ def test_another_expert_than_the_merged_one_is_refused(corpus, experts, tmp_path
         train("merge", merge_options(corpus, experts, tmp_path / "m", "adaltm_ctc", **swapped))
 
 
+@pytest.mark.parametrize("row", ["adamerging", "adaltm_plus"])
+def test_the_head_of_another_expert_than_the_merged_one_is_refused(corpus, experts, tmp_path, row):
+    other = shutil.copytree(experts / "ser", tmp_path / "ser")
+    tensors = load_file(other / "expert.safetensors")
+    save_file({name: 2 * tensor for name, tensor in tensors.items()}, other / "expert.safetensors")
+    argv = merge_options(corpus, experts, tmp_path / "m", row, ser_expert=other)
+    with pytest.raises(UserError, match=r"--ser_expert: .* is not the expert that .*ser\.safet"):
+        train("merge", argv)
+    assert not (tmp_path / "m").exists()
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-10])
+
+
+def of_two_classes(path):
+    tensors = load_file(path)
+    last = ("output.2.weight", "output.2.bias")
+    save_file(tensors | {name: tensors[name][:2].clone() for name in last}, path)
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "message"),
+    [
+        ("expert.json", lambda path: path.write_text("{}"), "expert.json: kind None is none of"),
+        ("expert.json", Path.unlink, "expert.json is missing: run stage `ser_expert` first"),
+        ("head.safetensors", Path.unlink, "head.safetensors is missing: run stage `ser_expert`"),
+        ("head.safetensors", cut, "head.safetensors is not a readable .* may be cut off"),
+        (
+            "head.safetensors",
+            of_two_classes,
+            r"head.safetensors does not fit .* shape \(2, 16\), expected \(3, 16\)",
+        ),
+    ],
+)
+@pytest.mark.parametrize("row", ["adamerging", "adaltm_distill"])
+def test_a_damaged_emotion_expert_is_told_before_anything_is_written(
+    corpus, experts, tmp_path, row, name, damage, message
+):
+    damage(shutil.copytree(experts / "ser", tmp_path / "ser") / name)
+    change = {"ser_expert": tmp_path / "ser"}
+    with pytest.raises(UserError, match=message):
+        train("merge", merge_options(corpus, experts, tmp_path / "m", row, **change))
+    assert not (tmp_path / "m").exists()
+
+
+@pytest.mark.parametrize(
+    ("described", "message"),
+    [
+        ({"hidden": 8}, r"head.safetensors does not fit the model: .* \(16,\), expected \(8,\)"),
+        ({"depth": 3}, "expert.json does not hold what stage `ser_expert` writes .*'depth'"),
+    ],
+)
+def test_a_teacher_whose_head_is_not_as_described_is_refused(
+    corpus, experts, tmp_path, described, message
+):
+    folder = shutil.copytree(experts / "ser", tmp_path / "ser")
+    info = read(folder, "expert.json") | {"head": described}
+    (folder / "expert.json").write_text(json.dumps(info))
+    argv = merge_options(corpus, experts, tmp_path / "m", "adaltm_distill", ser_expert=folder)
+    with pytest.raises(UserError, match=message):
+        train("merge", argv)
+    assert not (tmp_path / "m").exists()
+
+
+def test_an_expert_of_another_base_is_refused(corpus, experts, tmp_path):
+    folder = shutil.copytree(experts / "ser", tmp_path / "ser")
+    info = read(folder, "expert.json") | {"base_sha256": "f" * 64}
+    (folder / "expert.json").write_text(json.dumps(info))
+    argv = merge_options(corpus, experts, tmp_path / "m", "adamerging", ser_expert=folder)
+    with pytest.raises(UserError, match="ser was made from the base ffffffffffff"):
+        train("merge", argv)
+    assert not (tmp_path / "m").exists()
+
+
+def test_the_head_to_start_from_has_to_be_an_emotion_head_of_the_same_shape(
+    corpus, experts, tmp_path
+):
+    change = {"ser_expert": experts / "asr"}
+    with pytest.raises(UserError, match="--ser_expert: .* is of kind 'asr', not ser"):
+        train("merge", merge_options(corpus, experts, tmp_path / "m", "adamerging", **change))
+    change = {"head_conf": "{hidden: 8}"}
+    with pytest.raises(UserError, match=r"does not fit the model: .* \(16,\), expected \(8,\)"):
+        train("merge", merge_options(corpus, experts, tmp_path / "m", "adamerging", **change))
+    assert not (tmp_path / "m").exists()
+
+
+@pytest.mark.parametrize("row", ["adaltm", "adaltm_ctc", "adaltm_distill", "adaltm_plus"])
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (Path.unlink, "asr.safetensors is missing: run stage `task_vectors` first"),
+        (cut, "asr.safetensors is not a readable safetensors file .* may be cut off"),
+    ],
+)
+def test_a_damaged_vector_is_told_in_every_row(corpus, experts, tmp_path, row, damage, message):
+    vectors = shutil.copytree(experts / "task_vectors", tmp_path / "vectors")
+    damage(vectors / "asr.safetensors")
+    argv = merge_options(corpus, experts, tmp_path / "m", row, task_vectors=vectors)
+    with pytest.raises(UserError, match=message):
+        train("merge", argv)
+    assert not (tmp_path / "m").exists()
+
+
 @pytest.mark.parametrize(
     ("wer", "row", "warned"),
     [(0.5, "adaltm_ctc", True), (0.49, "adaltm_ctc", False), (0.5, "adaltm_distill", False)],
@@ -293,6 +397,7 @@ def test_a_ctc_term_warns_of_an_expert_without_words(
         ser_expert=experts / "ser",
         task_vectors=experts / "task_vectors",
         labels=corpus / "labels.json",
+        base=corpus / "base",
     )
     check_teachers(args, MergeConfig.from_yaml(CONF / f"{row}.yaml"))
     assert ("WER of 50 % on the validation set" in caplog.text) is warned

@@ -147,20 +147,23 @@ def test_fixed_coefficients_stay_and_the_base_needs_no_vectors(corpus, tmp_path)
     assert json.loads((tmp_path / "none/coefficients.json").read_text())["final"] == []
 
 
-def test_head_starts_from_the_expert(corpus, tmp_path):
+def test_head_starts_from_the_expert(corpus, experts, tmp_path):
     from espnet_adaltm.training.launch import load_task
 
-    expert = tmp_path / "expert"
-    train("ser", options(corpus, expert, "ser", max_epoch=1))
     (tmp_path / "m.yaml").write_text("head_init: ser_expert")
     argv = options(
-        corpus, tmp_path / "m", "merge", merge_config=tmp_path / "m.yaml", ser_expert=expert
+        corpus,
+        tmp_path / "m",
+        "merge",
+        merge_config=tmp_path / "m.yaml",
+        task_vectors=experts / "task_vectors",
+        ser_expert=experts / "ser",
     )
     task = load_task(TASKS["merge"])
     args = task.get_parser().parse_args(argv)
     task.prepare(args)
     head = task.build_model(args).head.state_dict()
-    trained = load_file(expert / "head.safetensors")
+    trained = load_file(experts / "ser/head.safetensors")
     assert all(torch.equal(head[name], trained[name]) for name in trained)
 
 
