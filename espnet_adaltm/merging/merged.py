@@ -119,6 +119,11 @@ class MergedEncoder(nn.Module):
         return self._encoder
 
     @property
+    def moved(self) -> tuple[str, ...]:
+        """Parameters that a task moves; without one the coefficients change nothing."""
+        return tuple(self._piece_of)
+
+    @property
     def num_layers(self) -> int:
         """Number of transformer layers, L."""
         return self._encoder.num_layers

@@ -183,6 +183,12 @@ class MergeTask(SERTask):
             path = Path(args.ser_expert) / HEAD
             load_strict(head, read_tensors(path), str(path))
         head.requires_grad_(config.train_head)
+        if not config.train_head and not encoder.moved:
+            raise UserError(
+                f"nothing to learn: train_head is false, and the task vectors of "
+                f"{args.task_vectors} move no weight under preprocess {config.preprocess} and "
+                f"method {config.method}"
+            )
         loss = None
         if config.objective != objectives.ENTROPY:
             loss = build_loss(args.loss, class_counts(args, labels), gamma=args.focal_gamma)

@@ -15,6 +15,7 @@ from espnet_adaltm.decoding.systems import load_system
 from espnet_adaltm.errors import UserError
 from espnet_adaltm.kaldi import read_scp, write_scp
 from espnet_adaltm.merging.config import MergeConfig
+from espnet_adaltm.merging.task_vector import TaskVector
 from espnet_adaltm.training.merge_teachers import check_teachers
 
 CONF = Path(__file__).parents[2] / "conf" / "merge"
@@ -379,6 +380,30 @@ def test_a_damaged_vector_is_told_in_every_row(corpus, experts, tmp_path, row, d
     with pytest.raises(UserError, match=message):
         train("merge", argv)
     assert not (tmp_path / "m").exists()
+
+
+def test_nothing_to_learn_is_told_and_its_correction_trains(corpus, experts, tmp_path):
+    fixed = "head_init: ser_expert\ntrain_head: false\nobjective: entropy\n"
+    row = yaml(tmp_path, f"{fixed}preprocess: {{method: dare, density: 0.0}}")
+    argv = merge_options(corpus, experts, tmp_path / "m", row)
+    with pytest.raises(UserError, match="nothing to learn: .*/task_vectors move no weight under"):
+        train("merge", argv)
+    row.write_text(f"{fixed}preprocess: {{method: dare, density: 0.5}}")
+    train("merge", argv)
+    assert sorted(stats(tmp_path / "m")) == [1]
+    saved = read(tmp_path / "m", "identity.json")["options"]["merge_conf"]["preprocess"]
+    assert saved == {"method": "dare", "density": 0.5, "seed": 3}
+
+
+def test_vectors_of_zeros_leave_nothing_but_a_head_to_learn(corpus, experts, tmp_path):
+    vectors = shutil.copytree(experts / "task_vectors", tmp_path / "vectors")
+    for path in vectors.iterdir():
+        (0.0 * TaskVector.load(path)).save(path)
+    change = {"task_vectors": vectors}
+    with pytest.raises(UserError, match="nothing to learn: .*/vectors move no weight under"):
+        train("merge", merge_options(corpus, experts, tmp_path / "m", "adamerging", **change))
+    train("merge", merge_options(corpus, experts, tmp_path / "n", "adaltm", **change))
+    assert sorted(stats(tmp_path / "n")) == [1]
 
 
 @pytest.mark.parametrize(
