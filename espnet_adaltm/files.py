@@ -25,7 +25,7 @@ Pathlike = str | os.PathLike[str]
 _WIDTH = 100  # of the lines of a JSON file
 # A thread that hashes waits up to 5 ms for the interpreter's lock after each part, while another
 # one imports: that has to be little beside the time that a part takes.
-_PART = 8 << 20
+_PART = 2 << 20
 # What a user can do something about, beside a full disk.
 _REFUSED = {
     errno.EACCES,
