@@ -23,15 +23,19 @@ from espnet_adaltm.backbone.parametrized import make_plain
 from espnet_adaltm.errors import UserError
 from espnet_adaltm.merging.buffers import Buffers
 from espnet_adaltm.merging.coefficients import Coefficients
+from espnet_adaltm.merging.fit import (
+    check_exchangeable,
+    check_groups,
+    check_map,
+    check_tensors,
+    chosen_vectors,
+    refuse_checkpointing,
+    untied,
+)
 from espnet_adaltm.merging.groups import map_groups
 from espnet_adaltm.merging.pieces import Root, build_pieces
 from espnet_adaltm.merging.substitute import MergeSession, substituted
-from espnet_adaltm.merging.task_vector import (
-    LazyTensors,
-    TaskVector,
-    check_compatible,
-    specs_of,
-)
+from espnet_adaltm.merging.task_vector import TaskVector
 from espnet_adaltm.merging.weights import NORM_SPELLINGS, POS_WEIGHT, factored_weight
 
 
@@ -85,17 +89,17 @@ class MergedEncoder(nn.Module):
         self.encoder_dropout = encoder_dropout
         self.keep_merged = keep_merged
         _use_effective_weights(encoder)
-        chosen = _choose(vectors, coefficients.tasks)
+        chosen = chosen_vectors(vectors, coefficients.tasks)
         # Past nn.Module's bookkeeping: not parameters of this module.
         object.__setattr__(self, "_encoder", encoder.requires_grad_(False))
         self._own_names = blocks is not None
         blocks = _blocks(encoder) if blocks is None else blocks
-        _check_groups(blocks, coefficients)
+        check_groups(blocks, coefficients)
         parameters, first = self._parameters_by_name(), self._first_names()
         buffers = {self._name(path) for path, _ in encoder.named_buffers()}
-        tensors = {task: _untied(task, vector, first) for task, vector in chosen.items()}
-        _check_map(blocks, first, buffers)
-        _check_fit(parameters, buffers, blocks, tensors)
+        tensors = {task: untied(task, vector, first) for task, vector in chosen.items()}
+        check_map(blocks, first, buffers)
+        check_tensors(parameters, buffers, blocks, tensors)
         left_out = sorted(buffers & {name for found in tensors.values() for name in found})
         self.unmerged = (*(name for name in parameters if name not in blocks), *left_out)
         self._pieces = build_pieces(
@@ -106,7 +110,7 @@ class MergedEncoder(nn.Module):
             next(iter(parameters.values())).device,
         )
         self._piece_of = {name: piece for piece in self._pieces for name in piece.names}
-        _check_exchangeable(encoder, {id(parameters[name]) for name in self._piece_of})
+        check_exchangeable(encoder, {id(parameters[name]) for name in self._piece_of})
         self._memory = Buffers()
         self._parts_left = 0
         self._held_under: Tensor | None = None
@@ -165,7 +169,7 @@ class MergedEncoder(nn.Module):
         if not (torch.is_grad_enabled() and self.coefficients.raw.requires_grad):
             with torch.no_grad():
                 return self._call(self._session(values), args, kwargs)
-        _refuse_checkpointing(self._encoder)
+        refuse_checkpointing(self._encoder)
         hold = self._parts_left > 1
         self._parts_left = max(0, self._parts_left - 1)
         self._check_held(values, hold)
@@ -340,100 +344,3 @@ def _factored(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         for key, factor in zip(NORM_SPELLINGS[0], factored_weight(value.cpu())):
             found[f"{prefix}{key}"] = factor.to(value.device, copy=True)
     return found
-
-
-def _choose(vectors: Mapping[str, TaskVector], tasks: Iterable[str]) -> dict[str, TaskVector]:
-    missing = [task for task in tasks if task not in vectors]
-    if missing:
-        raise UserError(
-            f"no task vector for {', '.join(missing)}: found {', '.join(vectors) or 'none'}; "
-            "run stage task_vectors"
-        )
-    chosen = {task: vectors[task] for task in tasks}
-    for vector in chosen.values():
-        check_compatible(next(iter(chosen.values())), vector)
-    return chosen
-
-
-def _check_groups(blocks: BlockMap, coefficients: Coefficients) -> None:
-    groups = map_groups(blocks, coefficients.granularity)
-    if list(coefficients.groups) != groups:
-        raise UserError(
-            f"the coefficients have {len(coefficients.groups)} groups, this encoder has "
-            f"{len(groups)} at granularity {coefficients.granularity}: they are of another encoder"
-        )
-
-
-def _untied(task: str, vector: TaskVector, first: Mapping[str, str]) -> Mapping[str, Tensor]:
-    """The differences, those of tied weights under the first of their names."""
-    tensors, stored = vector.tensors, {}
-    for name in tensors:
-        other = stored.setdefault(first.get(name, name), name)
-        if other != name and not torch.equal(tensors[other], tensors[name]):
-            raise UserError(
-                f"task vector {task}: {other!r} and {name!r} are one tied weight of the encoder, "
-                "but move differently: tie them in the expert, too, or untie them in the base"
-            )
-    if all(name == own for name, own in stored.items()):
-        return tensors
-    specs = specs_of(vector)
-    specs = {name: specs[own] for name, own in stored.items()}
-    return LazyTensors(specs, lambda name: tensors[stored[name]])
-
-
-def _check_map(blocks: BlockMap, first: Mapping[str, str], buffers: set[str]) -> None:
-    for name in blocks:
-        if name in buffers:
-            raise UserError(
-                f"block map: {name!r} is a buffer, which stays the base's: leave it out (map the "
-                "names of named_parameters())"
-            )
-        if name not in first:
-            raise UserError(f"block map: {name!r} is no parameter of this encoder")
-        if first[name] != name:
-            raise UserError(
-                f"block map: {name!r} is another name of the tied weight {first[name]!r}: map that "
-                "one only (as named_parameters() does)"
-            )
-
-
-def _check_fit(
-    parameters: Mapping[str, Tensor],
-    buffers: set[str],
-    blocks: BlockMap,
-    vectors: Mapping[str, Mapping[str, Tensor]],
-) -> None:
-    for task, tensors in vectors.items():
-        different = (blocks.keys() - tensors.keys()) | (
-            tensors.keys() - parameters.keys() - buffers
-        )
-        if different:
-            raise UserError(
-                f"task vector {task}: tensor {min(different)!r} is in only one of vector and "
-                "encoder: the vector belongs to another encoder"
-            )
-        for name in blocks:
-            shapes = tuple(tensors[name].shape), tuple(parameters[name].shape)
-            if shapes[0] != shapes[1]:
-                raise UserError(
-                    f"task vector {task}: tensor {name!r} has shape {shapes[0]}, "
-                    f"the encoder's has {shapes[1]}"
-                )
-
-
-def _check_exchangeable(encoder: nn.Module, merged: set[int]) -> None:
-    for path, part in encoder.named_modules():
-        if isinstance(part, nn.RNNBase) and any(id(p) in merged for p in part.parameters()):
-            raise UserError(
-                f"{path} is a recurrent layer, which keeps its weights to itself: leave it out of "
-                "the block map (it stays the base's)"
-            )
-
-
-def _refuse_checkpointing(encoder: nn.Module) -> None:
-    for part in encoder.modules():
-        if part.training and getattr(part, "gradient_checkpointing", False):
-            raise UserError(
-                "gradient checkpointing inside a merged encoder is not supported: call "
-                "gradient_checkpointing_disable() (merged weights are not kept anyway)"
-            )
