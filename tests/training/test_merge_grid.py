@@ -4,9 +4,8 @@ import json
 import shutil
 
 import pytest
-from test_merge_rows import merge_options, read, yaml
 from test_resume import assert_same
-from training_common import start, stats, train
+from training_common import merge_options, read, start, stats, train, yaml
 
 from espnet_adaltm.errors import UserError
 from espnet_adaltm.training.trainer import AdaltmTrainer

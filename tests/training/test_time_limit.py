@@ -15,7 +15,7 @@ from test_mtlser_task import argv_of as mtlser_options
 from test_mtlser_task import run as train_mtlser
 from test_resume import assert_same
 from torch.multiprocessing.spawn import ProcessContext
-from training_common import TASKS, options, start, stats, train
+from training_common import TASKS, merge_options, options, start, stats, train, yaml
 
 from espnet_adaltm import stopping
 from espnet_adaltm.errors import UserError
@@ -164,8 +164,6 @@ def test_conflict_of_gradients_is_measured_over_the_whole_epoch(corpus, tmp_path
 
 
 def test_a_grid_stops_and_goes_on_with_the_value_under_way(corpus, experts, tmp_path, monkeypatch):
-    from test_merge_rows import merge_options, yaml
-
     grid = "granularity: global\ntrainable: false\ngrid: {asr: [0.0], ser: [0.0, 1.0]}"
     changes = {"max_epoch": 2, "head_lr": 0.01}
     folders = [tmp_path / name for name in ("whole", "pieces")]

@@ -4,6 +4,7 @@ import json
 import multiprocessing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import kaldiio
 import numpy as np
@@ -36,6 +37,7 @@ ENCODER = {
     "attention_dropout": 0.1,
 }
 HEAD = "{hidden: 16, dropout: 0.1}"
+CONF = Path(__file__).parents[2] / "conf" / "merge"
 
 
 def utterance(text: str, emotion: str, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -170,6 +172,29 @@ def options(root: Path, out: Path, task: str, **changes: object) -> list[str]:
     return argv
 
 
+def merge_options(
+    corpus: Path, experts: Path, out: Path, row: str | Path, **changes: object
+) -> list[str]:
+    """Command line of a merge; ``row`` is a shipped name or a file."""
+    values = {
+        "merge_config": CONF / f"{row}.yaml" if isinstance(row, str) else row,
+        "task_vectors": experts / "task_vectors",
+        "asr_expert": experts / "asr",
+        "ser_expert": experts / "ser",
+        "best_model_criterion": ("valid", "loss", "min"),
+        "coef_lr": 0.02,
+        "max_epoch": 1,
+    }
+    return options(corpus, out, "merge", **{**values, **changes})
+
+
+def yaml(folder: Path, content: str, name: str = "mine") -> Path:
+    """Write a row of merging."""
+    path = folder / f"{name}.yaml"
+    path.write_text(content)
+    return path
+
+
 TASKS: Mapping[str, str] = {
     "base": "pretrain_task:PretrainTask",
     "asr": "asr_task:ASRTask",
@@ -204,3 +229,8 @@ def stats(folder: Path) -> dict[int, dict[str, dict[str, float]]]:
 def weights(folder: Path, name: str) -> dict[str, torch.Tensor]:
     """Tensors of one of a training's files."""
     return torch.load(folder / name, weights_only=True)
+
+
+def read(folder: Path, name: str) -> Any:
+    """Read one of a training's JSON files."""
+    return json.loads((folder / name).read_text())
